@@ -1,0 +1,679 @@
+# cython: language_level=3, freethreading_compatible=True, auto_pickle=False, autotestdict=False
+"""The native core: key memory, HKDF-Expand, HMAC, and AES-256-GCM over messages and runs of frames.
+
+Everything here takes keys as `SecretBuffer` and never makes a Python object of key bytes. Classes may be used from
+several threads at once; nothing here works in a forked child on what its parent made (`ForkError`).
+"""
+
+import errno
+import os
+import warnings
+
+cimport cython
+from cpython.buffer cimport (
+    PyBUF_SIMPLE,
+    PyBUF_WRITABLE,
+    PyBuffer_FillInfo,
+    PyBuffer_Release,
+    PyObject_GetBuffer,
+)
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.exc cimport PyErr_CheckSignals
+from libc.limits cimport INT_MAX
+from libc.stddef cimport size_t
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memmove, memset
+
+cimport openssl
+
+from tapeseal.errors import ForkError, InvalidTag, UnlockedMemoryWarning
+
+cdef extern from "memory.h" nogil:
+    ctypedef struct secret_pages:
+        unsigned char *mapping
+        unsigned char *data
+        size_t size
+        int locked
+    int secret_pages_map(secret_pages *pages, size_t size)
+    void secret_pages_wipe(secret_pages *pages)
+    void secret_pages_unmap(secret_pages *pages)
+    uint64_t c_process_epoch "process_epoch"()
+
+cdef extern from "frames.h" nogil:
+    enum:
+        C_KEY_SIZE "KEY_SIZE"
+        C_NONCE_SIZE "NONCE_SIZE"
+        C_TAG_SIZE "TAG_SIZE"
+        C_FRAME_HEADER_SIZE "FRAME_HEADER_SIZE"
+    enum:
+        OK
+        ERR_TAG
+    ctypedef struct frame_run:
+        unsigned char *plain
+        size_t plain_step
+        unsigned char *sealed
+        uint64_t count
+        uint64_t first
+        uint64_t index
+        uint32_t frame_items
+        uint32_t item_size
+        int final
+    uint64_t frame_run_frames(const frame_run *run)
+    int gcm_seal(const openssl.EVP_CIPHER_CTX *key, const unsigned char *nonce, const unsigned char *aad,
+                 size_t aad_size, const unsigned char *plain, size_t size, unsigned char *sealed)
+    int gcm_open(const openssl.EVP_CIPHER_CTX *key, const unsigned char *nonce, const unsigned char *aad,
+                 size_t aad_size, const unsigned char *sealed, size_t size, unsigned char *plain)
+    int frames_seal(const openssl.EVP_CIPHER_CTX *key, const frame_run *run, unsigned threads)
+    int frames_open(const openssl.EVP_CIPHER_CTX *key, const frame_run *run, unsigned threads, uint64_t *bad)
+
+cdef extern from "unistd.h" nogil:
+    Py_ssize_t c_read "read"(int fd, void *buf, size_t count)
+
+cdef extern from "errno.h" nogil:
+    int c_errno "errno"
+
+KEY_SIZE = C_KEY_SIZE
+NONCE_SIZE = C_NONCE_SIZE
+TAG_SIZE = C_TAG_SIZE
+FRAME_HEADER_SIZE = C_FRAME_HEADER_SIZE
+
+# FORMAT: frames hold at most 2**26 bytes, segments at most 2**32 frames and 2**40 bytes.
+cdef uint64_t MAX_FRAME_SIZE = <uint64_t>1 << 26
+cdef uint64_t MAX_SEGMENT_FRAMES = <uint64_t>1 << 32
+cdef uint64_t MAX_SEGMENT_SIZE = <uint64_t>1 << 40
+
+cdef openssl.EVP_CIPHER *aes_256_gcm = openssl.EVP_CIPHER_fetch(NULL, b"AES-256-GCM", NULL)
+cdef openssl.EVP_KDF *hkdf = openssl.EVP_KDF_fetch(NULL, b"HKDF", NULL)
+if aes_256_gcm == NULL or hkdf == NULL:
+    raise ImportError("this libcrypto offers no AES-256-GCM or no HKDF")
+
+
+cdef crypto_error(str doing):
+    """Make the exception of a failed libcrypto call from its error queue, and clear that queue."""
+    cdef char text[256]
+    cdef unsigned long code = openssl.ERR_peek_error()
+    openssl.ERR_error_string_n(code, text, sizeof(text))
+    openssl.ERR_clear_error()
+    if code == 0:
+        return MemoryError(f"libcrypto could not {doing}: out of memory")
+    return RuntimeError(f"libcrypto could not {doing}: {text.decode('ascii', 'replace')}")
+
+
+cpdef int check_process(uint64_t epoch) except -1:
+    """Raise ForkError unless process_epoch() gave this number in this very process, and not in one it forked from."""
+    if c_process_epoch() != epoch:
+        raise ForkError("this was opened in the process that forked this one: open it again here")
+    return 0
+
+
+def process_epoch():
+    """Return a number, above 0, that is this process's own: after a fork the child has another one."""
+    cdef uint64_t epoch = c_process_epoch()
+    if epoch == 0:
+        raise MemoryError("no memory page, or no randomness, for the fork sentinel")
+    return epoch
+
+
+def openssl_version():
+    """Return the version text of the libcrypto in use, such as "OpenSSL 3.5.7 9 Jun 2026"."""
+    return openssl.OpenSSL_version(openssl.OPENSSL_VERSION).decode("ascii")
+
+
+def wipe(buffer):
+    """Overwrite a writable, contiguous buffer with zeros in a way no compiler removes."""
+    cdef Py_buffer view
+    PyObject_GetBuffer(buffer, &view, PyBUF_WRITABLE)
+    openssl.OPENSSL_cleanse(view.buf, <size_t>view.len)
+    PyBuffer_Release(&view)
+
+
+def copy_into(target, Py_ssize_t offset, source):
+    """Copy a contiguous buffer's bytes into another one, whatever the types of both, and return how many.
+
+    Args:
+        target: writable contiguous buffer.
+        offset: byte of target at which the first byte lands.
+        source: contiguous buffer that fits behind offset.
+    """
+    cdef Py_buffer to
+    cdef Py_buffer have
+    PyObject_GetBuffer(source, &have, PyBUF_SIMPLE)
+    try:
+        PyObject_GetBuffer(target, &to, PyBUF_WRITABLE)
+        try:
+            if offset < 0 or offset > to.len or have.len > to.len - offset:
+                raise ValueError(f"{have.len} bytes do not fit at {offset} of {to.len}")
+            memmove(<char *>to.buf + offset, have.buf, <size_t>have.len)
+            return have.len
+        finally:
+            PyBuffer_Release(&to)
+    finally:
+        PyBuffer_Release(&have)
+
+
+@cython.final
+cdef class SecretBuffer:
+    """Zeroed memory for a secret: own locked pages between guard pages, not dumped, wiped by close() and by a fork.
+
+    Its bytes can be read, through the buffer protocol and read-only, inside `with secret:` alone. It has no repr of
+    its bytes, no pickle, no copy, and equals nothing but itself.
+
+    Args:
+        size: bytes, 1 to 2**30.
+
+    Raises:
+        MemoryError: no pages are to be had.
+
+    Warns:
+        UnlockedMemoryWarning: RLIMIT_MEMLOCK forbids locking; the secret may be swapped out.
+    """
+
+    cdef secret_pages pages
+    cdef Py_ssize_t windows
+    cdef Py_ssize_t views
+    cdef uint64_t epoch
+
+    def __cinit__(self, Py_ssize_t size):
+        if not 1 <= size <= 1 << 30:
+            raise ValueError(f"a secret has 1 to 2**30 bytes, not {size}")
+        self.epoch = process_epoch()
+        if secret_pages_map(&self.pages, <size_t>size) != 0:
+            raise MemoryError(f"no memory pages for a secret of {size} bytes")
+        if not self.pages.locked:
+            warnings.warn(
+                "key memory could not be locked and may be swapped out: raise RLIMIT_MEMLOCK (ulimit -l)",
+                UnlockedMemoryWarning,
+                stacklevel=2,
+            )
+
+    def __dealloc__(self):
+        secret_pages_unmap(&self.pages)
+
+    @staticmethod
+    def random(Py_ssize_t size):
+        """Make a secret of `size` random bytes from libcrypto's private generator."""
+        cdef SecretBuffer secret = SecretBuffer(size)
+        if openssl.RAND_priv_bytes(secret.pages.data, <int>size) != 1:
+            raise crypto_error("draw random bytes")
+        return secret
+
+    @staticmethod
+    def take(source):
+        """Move the bytes of a writable, contiguous buffer into a secret; the buffer is wiped."""
+        cdef Py_buffer view
+        cdef SecretBuffer secret
+        PyObject_GetBuffer(source, &view, PyBUF_WRITABLE)
+        try:
+            secret = SecretBuffer(view.len)
+            memmove(secret.pages.data, view.buf, <size_t>view.len)
+            return secret
+        finally:
+            openssl.OPENSSL_cleanse(view.buf, <size_t>view.len)
+            PyBuffer_Release(&view)
+
+    @staticmethod
+    def read(int fd, Py_ssize_t size):
+        """Read exactly `size` bytes from a file descriptor straight into a secret.
+
+        Raises:
+            EOFError: the file ends before.
+            OSError: it cannot be read.
+        """
+        cdef SecretBuffer secret = SecretBuffer(size)
+        cdef Py_ssize_t have = 0
+        cdef Py_ssize_t n
+        cdef int code
+        while have < size:
+            with nogil:
+                n = c_read(fd, secret.pages.data + have, <size_t>(size - have))
+                code = c_errno
+            if n > 0:
+                have += n
+            elif n == 0:
+                raise EOFError(f"the file ends after {have} of {size} bytes")
+            elif code == errno.EINTR:
+                PyErr_CheckSignals()
+            else:
+                raise OSError(code, os.strerror(code))
+        return secret
+
+    @staticmethod
+    def from_hex(SecretBuffer text not None, Py_ssize_t start, Py_ssize_t stop):
+        """Decode the hexadecimal digits text[start:stop] into a new secret, in constant time.
+
+        Raises:
+            ValueError: an odd or empty range, or a character that is no digit.
+        """
+        cdef SecretBuffer secret
+        cdef unsigned int bad = 0
+        cdef unsigned int high
+        cdef unsigned int low
+        cdef Py_ssize_t i
+        text._check()
+        if not 0 <= start < stop <= <Py_ssize_t>text.pages.size or (stop - start) % 2:
+            raise ValueError(f"{start} to {stop} is no range of hexadecimal digit pairs")
+        secret = SecretBuffer((stop - start) // 2)
+        for i in range((stop - start) // 2):
+            high = hex_value(text.pages.data[start + 2 * i])
+            low = hex_value(text.pages.data[start + 2 * i + 1])
+            bad |= high | low
+            secret.pages.data[i] = <unsigned char>(((high & 15) << 4) | (low & 15))
+        if bad & 16:
+            raise ValueError("the secret holds a character that is no hexadecimal digit")
+        return secret
+
+    def to_hex(self):
+        """Return a new secret with this one's bytes as lower-case hexadecimal digits."""
+        cdef SecretBuffer text
+        cdef size_t i
+        self._check()
+        text = SecretBuffer(2 * <Py_ssize_t>self.pages.size)
+        for i in range(self.pages.size):
+            text.pages.data[2 * i] = hex_digit(self.pages.data[i] >> 4)
+            text.pages.data[2 * i + 1] = hex_digit(self.pages.data[i] & 15)
+        return text
+
+    @property
+    def closed(self):
+        """Whether the secret was wiped."""
+        return self.pages.mapping == NULL or self.windows < 0
+
+    @property
+    def locked(self):
+        """Whether the pages are locked in memory."""
+        return bool(self.pages.locked)
+
+    def close(self):
+        """Wipe the secret. Views that are still held read zeros; closing again does nothing."""
+        with cython.critical_section(self):
+            secret_pages_wipe(&self.pages)
+            self.windows = -1
+            if self.views == 0:
+                secret_pages_unmap(&self.pages)
+
+    cdef int _check(self) except -1:
+        check_process(self.epoch)
+        if self.pages.mapping == NULL or self.windows < 0:
+            raise ValueError("the secret is closed")
+        return 0
+
+    def __len__(self):
+        return <Py_ssize_t>self.pages.size
+
+    def __enter__(self):
+        with cython.critical_section(self):
+            self._check()
+            self.windows += 1
+        return self
+
+    def __exit__(self, exc_type, exc_value, traceback):
+        with cython.critical_section(self):
+            if self.windows > 0:
+                self.windows -= 1
+
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        with cython.critical_section(self):
+            self._check()
+            if self.windows == 0:
+                raise BufferError("a secret can be read inside `with secret:` only")
+            PyBuffer_FillInfo(buffer, self, self.pages.data, <Py_ssize_t>self.pages.size, 1, flags)
+            self.views += 1
+
+    def __releasebuffer__(self, Py_buffer *buffer):
+        with cython.critical_section(self):
+            self.views -= 1
+            if self.views == 0 and self.windows < 0:
+                secret_pages_unmap(&self.pages)
+
+    def __repr__(self):
+        return f"<SecretBuffer of {self.pages.size} bytes>"
+
+    def __reduce__(self):
+        raise TypeError("a SecretBuffer is neither pickled nor copied")
+
+
+cdef inline unsigned int hex_value(unsigned int c) noexcept nogil:
+    """The digit's value, or 16 set where c is none; no branch or index depends on c."""
+    cdef unsigned int lower = c | 32
+    # Each mask is all ones where c lies in its range: a - 1 - c and c - b - 1 both borrow there.
+    cdef unsigned int digit = ((47 - c) & (c - 58)) >> 31
+    cdef unsigned int letter = ((96 - lower) & (lower - 103)) >> 31
+    return digit * (c & 15) + letter * ((lower - 87) & 15) + 16 * (1 - (digit | letter))
+
+
+cdef inline unsigned char hex_digit(unsigned int v) noexcept nogil:
+    # 39 more from 10 on: the way from ":" to "a".
+    return <unsigned char>(v + 48 + (((9 - v) >> 31) * 39))
+
+
+def hkdf_expand(SecretBuffer key not None, info, Py_ssize_t size):
+    """Derive a secret by HKDF-Expand with SHA-512 (RFC 5869, 2.3).
+
+    Args:
+        key: the pseudorandom key, 32 bytes and more.
+        info: contiguous buffer of at most 1024 bytes.
+        size: bytes to derive, 1 to 255 * 64.
+    """
+    cdef Py_buffer view
+    cdef openssl.OSSL_PARAM params[5]
+    cdef openssl.EVP_KDF_CTX *ctx
+    cdef int mode = openssl.EVP_KDF_HKDF_MODE_EXPAND_ONLY
+    cdef int done
+    cdef SecretBuffer derived
+    if not 1 <= size <= 255 * 64:
+        raise ValueError(f"HKDF-Expand gives 1 to 16320 bytes, not {size}")
+    derived = SecretBuffer(size)
+    PyObject_GetBuffer(info, &view, PyBUF_SIMPLE)
+    try:
+        with cython.critical_section(key):
+            key._check()
+            params[0] = openssl.OSSL_PARAM_construct_utf8_string(b"digest", <char *>b"SHA512", 0)
+            params[1] = openssl.OSSL_PARAM_construct_int(b"mode", &mode)
+            params[2] = openssl.OSSL_PARAM_construct_octet_string(b"key", key.pages.data, key.pages.size)
+            params[3] = openssl.OSSL_PARAM_construct_octet_string(b"info", view.buf, <size_t>view.len)
+            params[4] = openssl.OSSL_PARAM_construct_end()
+            ctx = openssl.EVP_KDF_CTX_new(hkdf)
+            done = ctx != NULL and openssl.EVP_KDF_derive(ctx, derived.pages.data, <size_t>size, params)
+            openssl.EVP_KDF_CTX_free(ctx)
+    finally:
+        PyBuffer_Release(&view)
+    if done != 1:
+        raise crypto_error("derive a key")
+    return derived
+
+
+def hmac_sha256(SecretBuffer key not None, data):
+    """Return the 32 bytes of HMAC-SHA-256 (RFC 2104) over a contiguous buffer."""
+    cdef Py_buffer view
+    cdef unsigned char *done
+    cdef unsigned int size = 0
+    cdef bytes mac = PyBytes_FromStringAndSize(NULL, 32)
+    PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+    try:
+        with cython.critical_section(key):
+            key._check()
+            done = openssl.HMAC(openssl.EVP_sha256(), key.pages.data, <int>key.pages.size,
+                                <const unsigned char *>view.buf, <size_t>view.len,
+                                <unsigned char *>PyBytes_AS_STRING(mac), &size)
+    finally:
+        PyBuffer_Release(&view)
+    if done == NULL or size != 32:
+        raise crypto_error("compute an HMAC")
+    return mac
+
+
+@cython.final
+cdef class AESGCM:
+    """One AES-256-GCM key (SP 800-38D), safe to share between threads: each call works on a copy of a keyed context.
+
+    Args:
+        key: the secret that holds the key; it may be closed afterwards.
+        offset: byte of the secret at which the key's 32 bytes start.
+    """
+
+    # libcrypto wipes the key schedule when it frees the context.
+    cdef openssl.EVP_CIPHER_CTX *ctx
+    cdef uint64_t epoch
+
+    def __cinit__(self, SecretBuffer key not None, Py_ssize_t offset=0):
+        cdef int done
+        if offset < 0 or <Py_ssize_t>key.pages.size - offset < C_KEY_SIZE:
+            raise ValueError(f"a key is 32 bytes; the secret has {key.pages.size} and the offset is {offset}")
+        self.ctx = openssl.EVP_CIPHER_CTX_new()
+        if self.ctx == NULL:
+            raise crypto_error("make a cipher context")
+        self.epoch = key.epoch
+        with cython.critical_section(key):
+            key._check()
+            done = openssl.EVP_CipherInit_ex2(self.ctx, aes_256_gcm, key.pages.data + offset, NULL, 1, NULL)
+        if done != 1:
+            raise crypto_error("set a key")
+
+    def __dealloc__(self):
+        openssl.EVP_CIPHER_CTX_free(self.ctx)
+
+    def __reduce__(self):
+        raise TypeError("an AESGCM key is neither pickled nor copied")
+
+    def encrypt(self, nonce, plaintext, associated_data=b""):
+        """Encrypt and authenticate one message.
+
+        The same nonce twice under one key reveals the plaintexts and lets others forge (SP 800-38D, 8 and App. A).
+
+        Args:
+            nonce: 12 bytes, never used before with this key.
+            plaintext: contiguous buffer of 0 to 2**31 - 17 bytes; not changed, held only for the call.
+            associated_data: contiguous buffer of 0 to 2**31 - 1 bytes; needed again to decrypt.
+
+        Returns:
+            len(plaintext) + 16 bytes: the ciphertext, then the tag.
+
+        Raises:
+            ValueError: nonce is not 12 bytes.
+            OverflowError: plaintext or associated_data is too long.
+            ForkError: this process is a fork of the one that made the key.
+        """
+        cdef Py_buffer iv
+        cdef Py_buffer plain
+        cdef Py_buffer aad
+        cdef bytes sealed
+        cdef unsigned char *out
+        cdef int code
+        check_process(self.epoch)
+        PyObject_GetBuffer(nonce, &iv, PyBUF_SIMPLE)
+        try:
+            PyObject_GetBuffer(plaintext, &plain, PyBUF_SIMPLE)
+            try:
+                PyObject_GetBuffer(associated_data, &aad, PyBUF_SIMPLE)
+                try:
+                    check_message(&iv, plain.len + C_TAG_SIZE, &aad)
+                    sealed = PyBytes_FromStringAndSize(NULL, plain.len + C_TAG_SIZE)
+                    out = <unsigned char *>PyBytes_AS_STRING(sealed)
+                    with nogil:
+                        code = gcm_seal(self.ctx, <unsigned char *>iv.buf, <unsigned char *>aad.buf, <size_t>aad.len,
+                                        <unsigned char *>plain.buf, <size_t>plain.len, out)
+                finally:
+                    PyBuffer_Release(&aad)
+            finally:
+                PyBuffer_Release(&plain)
+        finally:
+            PyBuffer_Release(&iv)
+        if code != OK:
+            raise crypto_error("encrypt")
+        return sealed
+
+    def decrypt(self, nonce, sealed, associated_data=b""):
+        """Verify and decrypt one message; arguments as encrypt() took and gave them.
+
+        Returns:
+            len(sealed) - 16 bytes.
+
+        Raises:
+            InvalidTag: it was not sealed so under this key, or is shorter than a tag; nothing is released.
+            ValueError: nonce is not 12 bytes.
+            OverflowError: sealed or associated_data is too long.
+            ForkError: this process is a fork of the one that made the key.
+        """
+        cdef Py_ssize_t size = message_size(sealed)
+        plain = PyBytes_FromStringAndSize(NULL, size)
+        # The object is of this call alone until it is returned, so its bytes may still be written.
+        self._open(nonce, sealed, associated_data, <unsigned char *>PyBytes_AS_STRING(plain), size)
+        return plain
+
+    def decrypt_secret(self, nonce, sealed, associated_data=b""):
+        """Verify and decrypt one message of 1 byte and more into a new SecretBuffer; errors as decrypt()."""
+        cdef Py_ssize_t size = message_size(sealed)
+        cdef SecretBuffer plain = SecretBuffer(size)
+        self._open(nonce, sealed, associated_data, plain.pages.data, size)
+        return plain
+
+    cdef int _open(self, nonce, sealed, associated_data, unsigned char *out, Py_ssize_t size) except -1:
+        cdef Py_buffer iv
+        cdef Py_buffer have
+        cdef Py_buffer aad
+        cdef int code
+        check_process(self.epoch)
+        PyObject_GetBuffer(nonce, &iv, PyBUF_SIMPLE)
+        try:
+            PyObject_GetBuffer(sealed, &have, PyBUF_SIMPLE)
+            try:
+                PyObject_GetBuffer(associated_data, &aad, PyBUF_SIMPLE)
+                try:
+                    check_message(&iv, have.len, &aad)
+                    if have.len != size + C_TAG_SIZE:
+                        raise ValueError("the message changed its size during the call")
+                    with nogil:
+                        code = gcm_open(self.ctx, <unsigned char *>iv.buf, <unsigned char *>aad.buf, <size_t>aad.len,
+                                        <unsigned char *>have.buf, <size_t>size, out)
+                finally:
+                    PyBuffer_Release(&aad)
+            finally:
+                PyBuffer_Release(&have)
+        finally:
+            PyBuffer_Release(&iv)
+        if code == ERR_TAG:
+            openssl.ERR_clear_error()
+            raise InvalidTag()
+        if code != OK:
+            raise crypto_error("decrypt")
+        return 0
+
+    def seal_frames(self, target, source, *, uint64_t count, uint32_t item_size, uint32_t frame_items,
+                    uint64_t first, uint64_t index, bint final=False, unsigned threads=1):
+        """Seal a run of frames: header, ciphertext and tag of each, one behind the other.
+
+        The caller never gives an index twice under one key (FORMAT, 5: a number is consumed before it is sealed).
+
+        Args:
+            target: writable contiguous buffer with room for the frames.
+            source: contiguous buffer of exactly count * item_size bytes that does not overlap target; or None: the
+                plaintext already stands in target, each frame's at its place behind the room for its header.
+            count: items (records, or bytes with item_size 1) in all; 0 only with final.
+            item_size: bytes of an item.
+            frame_items: items of each frame but the last, which has the rest; 2**26 bytes at most.
+            first: number of the first item in its tape.
+            index: number of the first frame in its segment; becomes the nonce.
+            final: the last frame is a final one (type 3).
+            threads: how many may share the work, this one counted.
+
+        Returns:
+            How many bytes of target were written.
+
+        Raises:
+            ValueError: sizes that do not fit together.
+            ForkError: this process is a fork of the one that made the key.
+        """
+        return self._frames(target, source, True, count, item_size, frame_items, first, index, final, threads)
+
+    def open_frames(self, target, source, *, uint64_t count, uint32_t item_size, uint32_t frame_items,
+                    uint64_t first, uint64_t index, bint final=False, unsigned threads=1):
+        """Verify and open a run of frames, the inverse of seal_frames().
+
+        Args:
+            target: writable contiguous buffer of exactly count * item_size bytes that does not overlap source; or
+                None: each plaintext replaces its ciphertext in source, which is then writable.
+            source: contiguous buffer that starts with the frames.
+            count, item_size, frame_items, first, index, final, threads: as they were sealed; headers that say
+                anything else do not open.
+
+        Returns:
+            How many bytes of source the frames fill.
+
+        Raises:
+            InvalidTag: a frame is not authentic; its `index` is the first such frame's place in the run. Plaintext
+                of frames that failed is wiped; the rest of target is for the caller to drop.
+            ValueError: sizes that do not fit together.
+            ForkError: this process is a fork of the one that made the key.
+        """
+        return self._frames(source, target, False, count, item_size, frame_items, first, index, final, threads)
+
+    cdef _frames(self, sealed, plain, bint sealing, uint64_t count, uint32_t item_size, uint32_t frame_items,
+                 uint64_t first, uint64_t index, bint final, unsigned threads):
+        cdef Py_buffer outer
+        cdef Py_buffer inner
+        cdef frame_run run
+        cdef uint64_t frames
+        cdef uint64_t size
+        cdef uint64_t frame_size = <uint64_t>item_size * frame_items
+        cdef uint64_t bad = 0
+        cdef int code
+        check_process(self.epoch)
+        if frame_size == 0 or frame_size > MAX_FRAME_SIZE:
+            raise ValueError(f"frames hold 1 to 2**26 bytes, not {frame_items} items of {item_size}")
+        if count > MAX_SEGMENT_SIZE // item_size:
+            raise ValueError(f"{count} items of {item_size} bytes are over the 2**40 bytes of a segment")
+        if count == 0 and not final:
+            raise ValueError("only a final frame may be empty")
+        run.count = count
+        run.first = first
+        run.index = index
+        run.item_size = item_size
+        run.frame_items = frame_items
+        run.final = final
+        frames = frame_run_frames(&run)
+        if index > MAX_SEGMENT_FRAMES or frames > MAX_SEGMENT_FRAMES - index:
+            raise ValueError("a segment has at most 2**32 frames")
+        size = count * item_size + frames * (C_FRAME_HEADER_SIZE + C_TAG_SIZE)
+        PyObject_GetBuffer(sealed, &outer, PyBUF_WRITABLE if sealing or plain is None else PyBUF_SIMPLE)
+        try:
+            if <uint64_t>outer.len < size:
+                raise ValueError(f"{frames} frames fill {size} bytes; the buffer has {outer.len}")
+            run.sealed = <unsigned char *>outer.buf
+            if plain is None:
+                run.plain = run.sealed + C_FRAME_HEADER_SIZE
+                run.plain_step = frame_size + C_FRAME_HEADER_SIZE + C_TAG_SIZE
+                code = self._run(&run, sealing, threads, &bad)
+            else:
+                PyObject_GetBuffer(plain, &inner, PyBUF_SIMPLE if sealing else PyBUF_WRITABLE)
+                try:
+                    if <uint64_t>inner.len != count * item_size:
+                        raise ValueError(f"{count} items are {count * item_size} bytes; the buffer has {inner.len}")
+                    run.plain = <unsigned char *>inner.buf
+                    run.plain_step = frame_size
+                    if run.plain < run.sealed + size and run.sealed < run.plain + inner.len:
+                        raise ValueError("the plaintext and the frames overlap")
+                    code = self._run(&run, sealing, threads, &bad)
+                finally:
+                    PyBuffer_Release(&inner)
+        finally:
+            PyBuffer_Release(&outer)
+        if code == ERR_TAG:
+            openssl.ERR_clear_error()
+            raise InvalidTag(bad)
+        if code != OK:
+            raise crypto_error("seal frames" if sealing else "open frames")
+        return size
+
+    cdef int _run(self, const frame_run *run, bint sealing, unsigned threads, uint64_t *bad) noexcept:
+        cdef int code
+        with nogil:
+            if sealing:
+                code = frames_seal(self.ctx, run, threads)
+            else:
+                code = frames_open(self.ctx, run, threads, bad)
+        return code
+
+
+cdef int check_message(const Py_buffer *nonce, Py_ssize_t sealed_size, const Py_buffer *aad) except -1:
+    if nonce.len != C_NONCE_SIZE:
+        raise ValueError(f"nonce must be 12 bytes, not {nonce.len}")
+    # EVP counts in int; the limit of GCM itself (2**36 - 32 bytes) lies above.
+    if sealed_size > INT_MAX:
+        raise OverflowError("one message is at most 2**31 - 17 bytes")
+    if aad.len > INT_MAX:
+        raise OverflowError("associated_data is at most 2**31 - 1 bytes")
+    return 0
+
+
+cdef Py_ssize_t message_size(sealed) except -1:
+    """Bytes of plaintext in a sealed message."""
+    cdef Py_buffer view
+    cdef Py_ssize_t size
+    PyObject_GetBuffer(sealed, &view, PyBUF_SIMPLE)
+    size = view.len
+    PyBuffer_Release(&view)
+    if size < C_TAG_SIZE:
+        raise InvalidTag()
+    if size > INT_MAX:
+        raise OverflowError("one message is at most 2**31 - 17 bytes")
+    return size - C_TAG_SIZE

@@ -1,0 +1,29 @@
+/* Pages for secrets, and the sentinel by which a process notices that it is a fork. */
+
+#ifndef TAPESEAL_MEMORY_H
+#define TAPESEAL_MEMORY_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct {
+    unsigned char *mapping;    /* guard page, data pages, guard page; NULL when unmapped */
+    size_t mapping_size;
+    unsigned char *data;       /* ends (rounded to 16) at the upper guard page */
+    size_t size;
+    int locked;                /* 0 where RLIMIT_MEMLOCK forbade it */
+} secret_pages;
+
+/* Maps zeroed pages for `size` bytes (1 to 2^30). Returns 0, or -1 with errno set. */
+int secret_pages_map(secret_pages *pages, size_t size);
+
+/* Wipes the data; the pages stay mapped. */
+void secret_pages_wipe(secret_pages *pages);
+
+/* Wipes and unmaps; harmless on pages that are not mapped. */
+void secret_pages_unmap(secret_pages *pages);
+
+/* A number of this process, never 0: a forked child sees another one than its parent. 0: no memory or randomness. */
+uint64_t process_epoch(void);
+
+#endif

@@ -1,0 +1,220 @@
+"""What is asked: the rows that are compared, and the measures that have a target."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.harness import Result, Row
+
+SEAL, OPEN = "seal 64 KiB frames", "open 64 KiB frames"
+ONE, TWO, CACHED = ", 1 thread", ", 2 threads", ", 1 thread, in the L2 cache"
+SMALL, LARGE = "append batches of 100 records", "append batches of 100,000 records"
+ENCRYPT, DECRYPT = "encrypt a file on tmpfs", "decrypt a file on tmpfs"
+LOOKUP, SLICE = "read one record of a large tape", "read a slice of records, 2 threads"
+IMPORT = "start Python and import"
+MEMORY = "memory"
+
+
+class Results:
+    """What came out, by subject and label; times are medians or minima."""
+
+    def __init__(self, results: list[Result], facts: dict[str, float], statistic: str) -> None:
+        self._by_row = {(result.row.subject, result.row.label): result for result in results}
+        self._statistic = statistic
+        self.facts = facts
+
+    def ns(self, subject: str, label: str) -> float:
+        """Nanoseconds a run."""
+        time: float = getattr(self._by_row[subject, label], self._statistic)
+        return time
+
+    def ns_per_byte(self, subject: str, label: str) -> float:
+        """Nanoseconds a byte of plaintext."""
+        return self.ns(subject, label) / self._by_row[subject, label].size
+
+    def records(self, subject: str, label: str) -> int:
+        """How many records a run handles."""
+        return self._by_row[subject, label].records
+
+    def speed(self, label: str, base: str = "native") -> float:
+        """Our speed as a share of that of the base."""
+        return self.ns_per_byte(base, label) / self.ns_per_byte("ours", label)
+
+    def gain(self, subject: str, label: str) -> float:
+        """How many times as fast two threads are as one."""
+        return self.ns(subject, label + ONE) / self.ns(subject, label + TWO)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number that the project wants to be at least, or at most, so much; it is printed, never enforced."""
+
+    text: str
+    compute: Callable[[Results], float]
+    target: float
+    at_least: bool = True
+    unit: str = ""
+
+    def met(self, value: float) -> bool:
+        """Whether the target is reached."""
+        return value >= self.target if self.at_least else value <= self.target
+
+
+@dataclass(frozen=True)
+class Question:
+    """Rows of one label are compared with one another; the first of them is the base of the ratios."""
+
+    name: str
+    rows: list[Row]
+    measures: list[Measure]
+    facts: dict[str, tuple[str, str, dict[str, Any]]] = field(default_factory=dict)
+
+
+def _rows(label: str, *rows: tuple[str, str, dict[str, Any]]) -> list[Row]:
+    return [Row(subject, job, label, options) for subject, job, options in rows]
+
+
+def _frames() -> Question:
+    rows, measures = [], []
+    for opening, verb in ((False, SEAL), (True, OPEN)):
+        for label, options in (
+            (verb + ONE, {"threads": 1}),
+            (verb + TWO, {"threads": 2}),
+            (verb + CACHED, {"threads": 1, "kept": 4}),
+        ):
+            both = {"opening": opening, **options}
+            rows += _rows(label, ("native", "frames", both), ("ours", "frames", both))
+            if label == verb + ONE:
+                peer = {"opening": opening}
+                rows += _rows(label, ("pyca", "frames", peer), ("google_tink", "frames", peer))
+        measures += [
+            Measure(
+                f"{verb}{threads}: share of the C loop's speed",
+                lambda results, label=verb + threads: results.speed(label),  # type: ignore[misc]
+                0.95,
+            )
+            for threads in (ONE, CACHED)
+        ]
+        measures.append(
+            Measure(
+                f"{verb}: share of what the C loop gains from a second thread",
+                lambda results, verb=verb: (  # type: ignore[misc]
+                    results.gain("ours", verb) / results.gain("native", verb)
+                ),
+                0.95,
+            )
+        )
+    return Question("frames", rows, measures)
+
+
+def _append() -> Question:
+    def microseconds_over_the_loop(results: Results) -> float:
+        over = results.ns("ours", SMALL) - results.ns_per_byte("native", SMALL) * 56 * results.records(
+            "ours", SMALL
+        )
+        return over / (results.records("ours", SMALL) / 100) / 1000
+
+    return Question(
+        "append",
+        [
+            *_rows(SMALL, ("native", "append", {}), ("ours", "append", {"batch": 100})),
+            *_rows(
+                LARGE,
+                ("native", "append", {}),
+                ("ours", "append", {"batch": 100_000}),
+                ("parquet", "append", {}),
+                ("pyca", "one_record_each", {}),
+            ),
+        ],
+        [
+            Measure(
+                f"{SMALL}: a call, over seal and pwrite in C",
+                microseconds_over_the_loop,
+                3,
+                at_least=False,
+                unit="µs",
+            ),
+            Measure(
+                f"{LARGE}: share of the C loop's speed", lambda results: results.speed(LARGE), 0.85
+            ),
+        ],
+    )
+
+
+def _file() -> Question:
+    rows, measures, facts = [], [], {}
+    for opening, label in ((False, ENCRYPT), (True, DECRYPT)):
+        options = {"opening": opening}
+        peers = ("ours", "age", "pyca", "esdk", "google_tink")
+        rows += _rows(
+            label, ("coreutils", "copy_file", {}), *((peer, "file", options) for peer in peers)
+        )
+        facts[f"{label}: {MEMORY}"] = ("ours", "memory", options)
+        measures += [
+            Measure(
+                f"{label}: times cp",
+                lambda results, label=label: 1 / results.speed(label, "coreutils"),  # type: ignore[misc]
+                1.5,
+                at_least=False,
+            ),
+            Measure(
+                f"{label}: resident memory over the import",
+                lambda results, label=label: results.facts[f"{label}: {MEMORY}"],  # type: ignore[misc]
+                100,
+                at_least=False,
+                unit="MiB",
+            ),
+        ]
+    return Question("file", rows, measures, facts)
+
+
+def _read() -> Question:
+    return Question(
+        "read",
+        [
+            *_rows(LOOKUP, ("ours", "read_one", {}), ("parquet", "read_one", {})),
+            *_rows(
+                SLICE,
+                ("native", "read_slice", {"threads": 2}),
+                ("ours", "read_slice", {}),
+                ("parquet", "read_slice", {}),
+            ),
+        ],
+        [
+            Measure(
+                LOOKUP,
+                lambda results: results.ns("ours", LOOKUP) / 1000,
+                40,
+                at_least=False,
+                unit="µs",
+            ),
+            Measure(
+                f"{SLICE}: share of the C loop's speed", lambda results: results.speed(SLICE), 0.8
+            ),
+        ],
+    )
+
+
+def _import() -> Question:
+    numpy, ours = f"{IMPORT} numpy", f"{IMPORT} tapeseal"
+    return Question(
+        "import",
+        [
+            Row("startup", "start", numpy, {"module": "numpy"}),
+            Row("startup", "start", ours, {"module": "tapeseal"}),
+        ],
+        [
+            Measure(
+                "import tapeseal, over import numpy",
+                lambda results: (results.ns("startup", ours) - results.ns("startup", numpy)) / 1e6,
+                60,
+                at_least=False,
+                unit="ms",
+            )
+        ],
+    )
+
+
+QUESTIONS = {
+    question.name: question for question in (_frames(), _append(), _file(), _read(), _import())
+}

@@ -1,0 +1,116 @@
+"""The bare C loops of `benchmarks/native`, built against the libcrypto that tapeseal links."""
+
+import ctypes
+import functools
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.harness import FRAME_RECORDS, FRAME_SIZE, Job, Settings
+from benchmarks.records import MBO, market_by_order
+
+OVERHEAD = 24 + 16
+
+ROOT = Path(__file__).parents[2]
+
+
+@functools.cache
+def _loops() -> ctypes.CDLL:
+    prefix = os.environ.get("TAPESEAL_OPENSSL")
+    if not prefix:
+        where = ["bash", str(ROOT / "_core/build-openssl.sh"), "--where"]
+        prefix = subprocess.run(where, check=True, capture_output=True, text=True).stdout.strip()
+    archive = Path(prefix, "lib/libcrypto.a")
+    linked = [f"-I{prefix}/include", str(archive)] if archive.exists() else ["-lcrypto"]
+    with tempfile.TemporaryDirectory() as directory:
+        library = f"{directory}/loops.so"
+        source = str(Path(__file__).parents[1] / "native/loops.c")
+        flags = ["-O2", "-shared", "-fPIC", "-pthread"]
+        subprocess.run(["gcc", *flags, "-o", library, source, *linked], check=True)
+        loops = ctypes.CDLL(library)
+    size, number = ctypes.c_size_t, ctypes.c_uint64
+    pointer, threads = ctypes.c_void_p, ctypes.c_uint
+    loops.loop_memory.argtypes = [ctypes.c_int, pointer, pointer, number, number, size, threads]
+    loops.loop_file.argtypes = [ctypes.c_int, ctypes.c_int, pointer, number, size, threads]
+    loops.loop_openssl.restype = ctypes.c_char_p
+    return loops
+
+
+def version() -> str:
+    """The libcrypto of the loops."""
+    text: bytes = _loops().loop_openssl()
+    return text.decode()
+
+
+def _checked(function: Callable[..., int], *arguments: Any) -> None:
+    line = function(*arguments)
+    if line:
+        raise RuntimeError(f"loops.c failed in line {line}")
+
+
+def frames(settings: Settings, opening: bool, threads: int, kept: int | None = None) -> Job:
+    """Seal or open frames in memory; with `kept` the same few again and again."""
+    count = settings.memory_size // FRAME_SIZE
+    kept = kept or count
+    plain = np.frombuffer(bytearray(os.urandom(kept * FRAME_SIZE)), np.uint8)
+    sealed = np.zeros(kept * (FRAME_SIZE + OVERHEAD), np.uint8)
+    expected = plain.copy()
+
+    def loop(sealing: bool, turns: int) -> None:
+        _checked(
+            _loops().loop_memory,
+            sealing, plain.ctypes.data, sealed.ctypes.data, turns, kept, FRAME_SIZE, threads,
+        )  # fmt: skip
+
+    loop(True, kept)
+    plain[:] = 0
+    loop(False, kept)
+    assert np.array_equal(expected, plain)
+    return Job(lambda: loop(not opening, count), size=count * FRAME_SIZE)
+
+
+def _file(settings: Settings, name: str, records: int) -> tuple[int, int]:
+    """Return a new file's descriptor, and how many whole frames come nearest to that many records."""
+    descriptor = os.open(settings.path(name), os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+    return descriptor, max(1, round(records / FRAME_RECORDS))
+
+
+def _loop_file(sealing: bool, file: int, array: Any, count: int, threads: int) -> None:
+    size = FRAME_RECORDS * MBO.itemsize
+    _checked(_loops().loop_file, sealing, file, array.ctypes.data, count, size, threads)
+
+
+def append(settings: Settings, threads: int = 1) -> Job:
+    """Seal records frame by frame and write each frame to a new file."""
+    file, count = _file(settings, f"loop-append-{threads}", settings.records)
+    records = market_by_order(count * FRAME_RECORDS)
+    _loop_file(True, file, records, count, threads)
+    back = np.empty_like(records)
+    _loop_file(False, file, back, count, threads)
+    assert np.array_equal(records, back)
+    return Job(
+        lambda: _loop_file(True, file, records, count, threads),
+        before=lambda: os.truncate(file, 0),
+        size=records.nbytes,
+        records=len(records),
+    )
+
+
+def read_slice(settings: Settings, threads: int) -> Job:
+    """Read frames and open them into a new array."""
+    file, count = _file(settings, f"loop-slice-{threads}", settings.slice_records)
+    records = market_by_order(count * FRAME_RECORDS)
+    _loop_file(True, file, records, count, threads)
+
+    def read() -> Any:
+        array = np.empty(len(records), MBO)
+        _loop_file(False, file, array, count, threads)
+        return array
+
+    assert np.array_equal(records, read())
+    return Job(read, size=records.nbytes, records=len(records))

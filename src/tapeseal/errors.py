@@ -1,0 +1,79 @@
+"""Every exception and warning of tapeseal.
+
+`TapesealError` catches them all. The command line turns `DamagedError`, `NotATapeError` and
+`UnsealedError` into exit code 1 and `KeyUnavailableError` into 3.
+"""
+
+
+class TapesealError(Exception):
+    """The base of every error that tapeseal raises by itself."""
+
+
+class InvalidTag(TapesealError):
+    """What was opened is not what was sealed: wrong key, changed bytes or other associated data.
+
+    `index` is the position of the first such message in a batch, 0 for a single one.
+    """
+
+    def __init__(self, index: int = 0) -> None:
+        super().__init__(f"authentication failed (message {index} of the call)")
+        self.index = index
+
+
+class ForkError(TapesealError, RuntimeError):
+    """The key or tape was opened in another process; a fork takes no keys along."""
+
+
+class NotATapeError(TapesealError, ValueError):
+    """The file carries no tape header at all."""
+
+
+class DamagedError(TapesealError):
+    """The tape was damaged or forged; nothing at or after `offset` was taken for good.
+
+    `offset` is the byte of the file, or of the blob, at which the damaged part starts.
+    """
+
+    def __init__(self, problem: str, offset: int) -> None:
+        super().__init__(f"{problem} (at byte {offset})")
+        self.problem = problem
+        self.offset = offset
+
+    def __reduce__(self) -> tuple[type, tuple[str, int]]:
+        return type(self), (self.problem, self.offset)
+
+
+class UnsealedError(TapesealError):
+    """The tape was never closed, so whether its end is the true end cannot be told."""
+
+
+class AnchorError(DamagedError):
+    """The tape is authentic, but it is not one that goes on from the given anchor."""
+
+
+class ContextMismatchError(TapesealError, ValueError):
+    """The tape's encryption context lacks a pair that the reader expects."""
+
+
+class KeyUnavailableError(TapesealError):
+    """No key could be had: no recipient is ours, or a key file could not be used."""
+
+
+class PassphraseError(KeyUnavailableError):
+    """The passphrase does not open the key, or none was given for a key that needs one."""
+
+
+class TapeLockedError(TapesealError, BlockingIOError):
+    """Another writer, or a rewrap, holds the tape."""
+
+
+class TapeChangedError(TapesealError):
+    """The file changed under its writer or follower; someone else cut or wrote it."""
+
+
+class LimitError(TapesealError, OverflowError):
+    """A limit of the format is reached; the message names it."""
+
+
+class UnlockedMemoryWarning(RuntimeWarning):
+    """Key memory could not be locked (RLIMIT_MEMLOCK), so the system may swap it out."""

@@ -1,0 +1,160 @@
+"""What is shipped: the layers, the dependencies, the symbols of the extension, the files that must agree."""
+
+import ast
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import tapeseal
+from tapeseal import _core
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = Path(tapeseal.__file__).parent
+
+# Imports go down only: a module may import those of the rows above its own, and nothing beside or below.
+LAYERS = [
+    {"errors"},
+    {"_core", "files", "layout"},
+    {"audit", "datakey"},
+    {"header"},
+    {"body"},
+    {"reader", "writer"},
+    {"reserve", "rows", "tape", "transport"},
+    {"fleet", "recorder", "vault"},
+    {"keyrings"},
+    {"break_glass", "rotation", "signing"},
+    {"doctor"},
+    {"cli"},
+    {"__init__", "__main__"},
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+EXTRAS = {"boto3", "botocore", "hvac", "click", "rich"}
+MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+
+
+def unit(module: str) -> str:
+    """Return the name in LAYERS of a module's path: a package counts as one."""
+    return module.split("/")[0].removesuffix(".py")
+
+
+def imports(module: str) -> set[str]:
+    """Return the full names of all that a module imports, in functions too."""
+    names = set()
+    package = ["tapeseal", *Path(module).parent.parts]
+    for node in ast.walk(ast.parse((PACKAGE / module).read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*above, node.module] if node.module else above)
+            names |= {f"{base}.{alias.name}" for alias in node.names}
+    return names
+
+
+def tool(name: str, *arguments: str) -> str:
+    """Return what one of the binutils prints about the extension."""
+    if not shutil.which(name) or sys.platform != "linux":
+        pytest.skip(f"{name} is needed to look into the extension")
+    assert _core.__file__ is not None
+    return subprocess.check_output([name, *arguments, _core.__file__], text=True)
+
+
+def project(name: str) -> Path:
+    """Return a file of the source tree, which tests of an installed wheel may lack."""
+    path = ROOT / name
+    if not path.exists():
+        pytest.skip(f"{name} is not beside these tests")
+    return path
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_down_only(module: str) -> None:
+    """A module imports only from the layers under its own."""
+    own = unit(module)
+    assert own in LEVEL, f"{module} has no place in LAYERS"
+    others = {name.split(".")[1] for name in imports(module) if name.startswith("tapeseal.")}
+    others &= LEVEL.keys()  # what __init__ exports by name is no module
+    assert {name for name in others if LEVEL[name] >= LEVEL[own] and name != own} == set()
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("keyrings/")])
+def test_keyrings_never_see_a_record(module: str) -> None:
+    """No keyring imports what handles records."""
+    records = {"body", "reader", "writer", "tape", "rows", "recorder"}
+    assert {
+        name
+        for name in imports(module)
+        if unit(name.partition(".")[2].replace(".", "/")) in records
+    } == set()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_are_declared(module: str) -> None:
+    """What a module imports is in the standard library, a dependency, or an extra of its layer."""
+    allowed = sys.stdlib_module_names | {"tapeseal", "numpy", "cryptography"}
+    if LEVEL[unit(module)] >= LEVEL["transport"]:
+        allowed |= EXTRAS
+    assert {name.split(".")[0] for name in imports(module)} - allowed == set()
+
+
+def test_import_is_light() -> None:
+    """Importing the package loads no extra, and `cryptography` only when it is needed."""
+    heavy = sorted(EXTRAS | {"cryptography", "pandas"})
+    code = f"import sys, tapeseal; print([name for name in {heavy} if name in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_all_names_resolve() -> None:
+    """Every public name is there."""
+    assert [name for name in tapeseal.__all__ if not hasattr(tapeseal, name)] == []
+
+
+def test_exports() -> None:
+    """The extension exports its entry point and nothing of libcrypto."""
+    if "libcrypto" in tool("objdump", "-p"):
+        pytest.skip("this build links the system's libcrypto")
+    symbols = {line.split()[-1] for line in tool("nm", "-D", "--defined-only").splitlines()}
+    assert symbols == {"PyInit__core"}
+
+
+def test_no_lazy_binding() -> None:
+    """The extension's table of functions is read-only once it is loaded."""
+    sections = tool("objdump", "-p")
+    assert "RELRO" in sections
+    assert "BIND_NOW" in sections or "NOW" in sections
+
+
+def test_openssl_version() -> None:
+    """The libcrypto in use says which it is."""
+    assert tapeseal.openssl_version().startswith("OpenSSL 3.")
+
+
+def test_version() -> None:
+    """The installed version is the one that pyproject.toml names."""
+    pyproject = tomllib.loads(project("pyproject.toml").read_text())
+    assert metadata.version("tapeseal") == pyproject["project"]["version"]
+
+
+def test_typed() -> None:
+    """Type checkers find the package typed, and the face of the extension."""
+    assert (PACKAGE / "py.typed").exists()
+    assert (PACKAGE / "_core.pyi").exists()
+
+
+def test_workflow_copies_agree() -> None:
+    """GitHub runs the same workflow that stands at the top."""
+    copy = project(".github/workflows/wheels.yml")
+    assert project("wheels.yml").read_bytes() == copy.read_bytes()
+
+
+def test_repeated_requirements_agree() -> None:
+    """What pyproject.toml has to say twice, it says alike."""
+    pyproject = tomllib.loads(project("pyproject.toml").read_text())
+    groups, extras = pyproject["dependency-groups"], pyproject["project"]["optional-dependencies"]
+    assert groups["build"] == pyproject["build-system"]["requires"]
+    assert groups["cli"] == extras["cli"]
