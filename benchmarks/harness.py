@@ -28,6 +28,7 @@ class Settings:
     directory: str
     rounds: int = 5
     memory_size: int = 64 * MIB
+    memory_calls: int = 20  # the first after another process ran finds cold caches
     file_size: int = 1024 * MIB
     slow_file_size: int = 64 * MIB  # for peers that need ten times as long
     records: int = 4_000_000
@@ -41,6 +42,7 @@ class Settings:
             directory,
             rounds=2,
             memory_size=8 * MIB,
+            memory_calls=5,
             file_size=64 * MIB,
             slow_file_size=4 * MIB,
             records=200_000,

@@ -34,7 +34,8 @@ def frames(settings: Settings, opening: bool) -> Job:
             key.decrypt(frame, header)
 
     assert plain == [key.decrypt(frame, header) for frame in sealed]
-    return Job(unseal if opening else seal, len(plain) * FRAME_SIZE)
+    size = len(plain) * FRAME_SIZE
+    return Job(unseal if opening else seal, size, calls=settings.memory_calls)
 
 
 def file(settings: Settings, opening: bool) -> Job:

@@ -71,7 +71,7 @@ def frames(settings: Settings, opening: bool, threads: int, kept: int | None = N
     plain[:] = 0
     loop(False, kept)
     assert np.array_equal(expected, plain)
-    return Job(lambda: loop(not opening, count), size=count * FRAME_SIZE)
+    return Job(lambda: loop(not opening, count), size=count * FRAME_SIZE, calls=settings.memory_calls)
 
 
 def _file(settings: Settings, name: str, records: int) -> tuple[int, int]:

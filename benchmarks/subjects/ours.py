@@ -47,4 +47,4 @@ def frames(settings: Settings, opening: bool, threads: int, kept: int | None = N
     plain[:] = 0
     unseal()
     assert np.array_equal(expected, plain)
-    return Job(unseal if opening else seal, size=count * FRAME_SIZE)
+    return Job(unseal if opening else seal, size=count * FRAME_SIZE, calls=settings.memory_calls)

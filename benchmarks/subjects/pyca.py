@@ -53,7 +53,7 @@ def frames(settings: Settings, opening: bool) -> Job:
     plain[:] = bytes(size)
     unseal()
     assert expected == plain
-    return Job(unseal if opening else seal, size)
+    return Job(unseal if opening else seal, size, calls=settings.memory_calls)
 
 
 def one_record_each(settings: Settings) -> Job:

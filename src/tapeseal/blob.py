@@ -76,10 +76,11 @@ def decrypt(blob: Buffer, *, keyring: Keyring, expect: Mapping[str, str] | None 
         if found.content.kind != "bytes":
             raise ValueError(f"this is the header of {found.content.kind}, not a blob of bytes")
         with header.unlock(found, keyring, expect) as data_key:
-            return _open_body(view, found, data_key)
+            return open_body(view, found, data_key)
 
 
-def _open_body(view: memoryview, found: Header, data_key: DataKey) -> bytes:
+def open_body(view: memoryview, found: Header, data_key: DataKey) -> bytes:
+    """Authenticate and open what follows a blob's authenticated header; errors as decrypt()."""
     at = found.body
     if len(view) < at + SEGMENT_HEADER_SIZE:
         raise DamagedError("the blob ends inside its segment header", at)

@@ -212,8 +212,8 @@ class Body:
 
     # Finding it
 
-    def load(self) -> None:
-        """Find all blocks: by the index where the tape is sealed, otherwise by a walk.
+    def load(self, *, authenticate: bool = True) -> None:
+        """Find all blocks: by the index where the tape is sealed, otherwise by a walk as walk() does it.
 
         Raises:
             DamagedError: something does not verify; what stands before it is found and authenticated.
@@ -222,7 +222,7 @@ class Body:
         trailer = files.pread_exact(self.fd, TRAILER_SIZE, size - TRAILER_SIZE)
         index_at = layout.parse_trailer(trailer) if size >= self.end + TRAILER_SIZE else None
         if index_at is None:
-            self.walk(size)
+            self.walk(size, authenticate=authenticate)
         elif not self.end <= index_at <= size - TRAILER_SIZE - SEGMENT_HEADER_SIZE:
             raise DamagedError("the trailer points outside the body", size - TRAILER_SIZE)
         else:

@@ -47,10 +47,6 @@ class UnsealedError(TapesealError):
     """The tape was never closed, so whether its end is the true end cannot be told."""
 
 
-class AnchorError(DamagedError):
-    """The tape is authentic, but it is not one that goes on from the given anchor."""
-
-
 class ContextMismatchError(TapesealError, ValueError):
     """The tape's encryption context lacks a pair that the reader expects."""
 

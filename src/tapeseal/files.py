@@ -92,8 +92,8 @@ def lock(fd: int, start: int, size: int, what: str) -> None:
 def new_file(path: StrPath, mode: int, *, replace: bool) -> Iterator[int]:
     """Open a new file for reading and writing under a temporary name; give it its own name when the body ends.
 
-    An exception in the body removes it, so nothing partial ever stands under `path`. The descriptor is closed only
-    then: afterwards it is the caller's. The body makes the contents durable where that matters.
+    An exception in the body removes it, so nothing partial ever stands under `path`. The descriptor is closed in the
+    end; os.dup() keeps the file open. The body makes the contents durable where that matters.
 
     Args:
         path: the name it gets.
@@ -120,9 +120,10 @@ def new_file(path: StrPath, mode: int, *, replace: bool) -> Iterator[int]:
         else:
             _rename_new(temporary, target)
     except BaseException:
-        os.close(fd)
         temporary.unlink(missing_ok=True)
         raise
+    finally:
+        os.close(fd)
 
 
 def _rename_new(temporary: Path, target: Path) -> None:

@@ -239,7 +239,9 @@ def create(
             files.lock(fd, made.body, 0, path)
             if replace:
                 os.fsync(fd)
-        return Output(fd, path, new=True), Body(fd, made, data_key)
+            # The lock is of the open file, which this shares.
+            kept = os.dup(fd)
+        return Output(kept, path, new=True), Body(kept, made, data_key)
     except BaseException:
         data_key.close()
         raise
@@ -273,9 +275,7 @@ def _open_to_append(
                 os.ftruncate(fd, body.end)
                 os.fsync(fd)
                 body.torn_bytes = 0
-            elif body.sealed:
-                # The index is authentic, and goes when the first new frame comes.
-                pass
+            # The index of a sealed tape goes when the first new frame comes.
             return Output(fd, path), body, cut
         except BaseException:
             body.close()
@@ -297,7 +297,6 @@ def _save_rest(fd: int, path: str, start: int, size: int) -> Path:
             piece = files.pread_exact(fd, min(1 << 20, size - offset), offset)
             files.pwrite_all(copy, piece, offset - start)
         os.fsync(copy)
-    os.close(copy)
     files.sync_directory(saved)
     return saved
 
@@ -376,7 +375,6 @@ def _rewrap_copy(path: str, fd: int, keyring: Keyring, to: Keyring) -> int:
                 writer_body, _ = load(duplicate, to, None, False)
                 TapeWriter(Output(duplicate, path), writer_body, 1).close()
             os.fsync(copy)
-        os.close(copy)
         files.sync_directory(path)
     return generation
 

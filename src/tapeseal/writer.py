@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import numpy as np
 from typing_extensions import Buffer
@@ -64,19 +64,32 @@ class Output:
             self._new = False
 
 
-class PipeOutput(Output):
-    """A pipe or terminal: written in order, never cut."""
+    def close(self) -> None:
+        """Give up the file and its lock."""
+        os.close(self.fd)
+
+
+class StreamOutput(Output):
+    """A binary stream, such as standard output: written in order, never cut, left open."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self.path = str(getattr(stream, "name", "the stream"))
+        self._stream = stream
 
     def write(self, data: memoryview, offset: int) -> None:
         """Write data; offset is where it stands in the tape."""
-        files.write_all(self.fd, data)
+        self._stream.write(data)
 
     def cut(self, offset: int) -> None:
-        """Refuse: what has gone into a pipe has gone."""
-        raise TapeChangedError(f"writing to {self.path} failed, and a pipe cannot be cut back")
+        """Refuse: what has gone into a stream has gone."""
+        raise TapeChangedError(f"writing to {self.path} failed, and a stream cannot be cut back")
 
     def sync(self) -> None:
-        """Do nothing: durability is the reader's."""
+        """Hand everything to the system; more is for the other end."""
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Leave the stream to its owner."""
 
 
 class FrameWriter:
@@ -152,7 +165,7 @@ class FrameWriter:
         """How far the tape has come; what is not flushed is not in it."""
         return self._body.anchor
 
-    def _put(self, source: Buffer, items: int) -> None:
+    def put(self, source: Buffer, items: int) -> None:
         """Take a contiguous buffer of whole items: into the frame that fills up, or out where a frame gets full."""
         check_process(self._epoch)
         with self._lock:
@@ -345,7 +358,7 @@ class FrameWriter:
         self._closed = True
         self._key = None
         self._body.close()
-        os.close(self._output.fd)
+        self._output.close()
 
     def _write_index(self) -> None:
         body = self._body
@@ -455,7 +468,7 @@ class TapeWriter(FrameWriter):
             or not records.flags.c_contiguous
         ):
             records = self._checked(records)
-        self._put(records, len(records))
+        self.put(records, len(records))
 
     def _checked(self, records: Any) -> np.ndarray[Any, np.dtype[Any]]:
         array = np.asarray(records)
@@ -489,7 +502,7 @@ class ByteWriter(FrameWriter, io.BufferedIOBase):  # type: ignore[misc]  # close
         """Append a contiguous buffer's bytes and return how many; errors as TapeWriter.append()."""
         with memoryview(data) as view:
             size = view.nbytes
-        self._put(data, size)
+        self.put(data, size)
         return size
 
     def tell(self) -> int:

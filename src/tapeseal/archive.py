@@ -1,0 +1,278 @@
+"""Whole files: encrypt_file() and decrypt_file()."""
+
+import contextlib
+import io
+import os
+import stat
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import IO, Any
+
+import numpy as np
+
+from tapeseal import blob, files, header, layout
+from tapeseal.body import PORTION_SIZE, Anchor, Body, in_parallel
+from tapeseal.datakey import Keyring
+from tapeseal.errors import UnsealedError
+from tapeseal.files import StrPath
+from tapeseal.layout import Run
+from tapeseal.tape import default_threads, load, open_file
+from tapeseal.writer import ByteWriter, Output, StreamOutput, TapeWriter
+
+Progress = Callable[[int, int | None], None]
+
+# Read, sealed and written at a time.
+_CHUNK_SIZE = 2 * 1024 * 1024
+
+
+def encrypt_file(
+    source: StrPath | IO[bytes],
+    target: StrPath | IO[bytes],
+    *,
+    keyring: Keyring,
+    encryption_context: Mapping[str, str] | None = None,
+    index_by: str | None = None,
+    progress: Progress | None = None,
+    threads: int | None = None,
+) -> Anchor:
+    """Encrypt a file into a sealed tape: of records where its name ends in .npy, otherwise of bytes.
+
+    Args:
+        source: a path, or a binary file object that is read to its end.
+        target: a path where nothing exists yet, or a binary file object. A path gets its name only when all is
+            there and on disk.
+        keyring: makes and wraps the data key.
+        encryption_context: public pairs, bound to the tape's key and header.
+        index_by: for records, a field as tapeseal.open() takes it.
+        progress: called with the bytes read so far and in all, None where that is not known.
+        threads: as tapeseal.open() takes it.
+
+    Returns:
+        The tape's anchor.
+
+    Raises:
+        FileExistsError: target exists.
+        ValueError: a .npy file that holds no one-dimensional array of a dtype that can be stored.
+        KeyUnavailableError: the keyring could not make a data key.
+        OSError: reading or writing failed; nothing stands under target.
+    """
+    threads = default_threads() if threads is None else max(1, threads)
+    with contextlib.ExitStack() as stack:
+        stream: Any = source
+        if not hasattr(source, "readinto"):
+            stream = stack.enter_context(io.FileIO(os.fspath(source)))  # type: ignore[arg-type]
+        left = _bytes_left(stream)
+        dtype = None
+        if str(getattr(stream, "name", "")).endswith(".npy"):
+            dtype, left = _read_npy_header(stream)
+        raw, data_key, made = header.create(
+            keyring,
+            kind="bytes" if dtype is None else "records",
+            dtype=dtype,
+            frame_size=layout.DEFAULT_FRAME_SIZE,
+            index_by=index_by,
+            encryption_context=encryption_context or {},
+            copies=layout.FILE_COPIES,
+        )
+        stack.callback(data_key.close)
+        output: Output
+        if hasattr(target, "write"):
+            output = StreamOutput(target)
+            target.write(raw)
+            fd = -1
+        else:
+            fd = stack.enter_context(files.new_file(target, 0o666, replace=False))
+            files.pwrite_all(fd, raw, 0)
+            output = Output(os.dup(fd), os.fspath(target), new=True)
+        body = Body(fd, made, data_key)
+        with (ByteWriter if dtype is None else TapeWriter)(output, body, threads) as writer:
+            size = max(1, _CHUNK_SIZE // (body.frame_items * body.item_size)) * body.frame_items * body.item_size
+            done = 0
+            for chunk in _chunks(stream, size):
+                if len(chunk) % body.item_size:
+                    raise ValueError(f"{stream.name}: the file ends inside a record")
+                writer.put(chunk, len(chunk) // body.item_size)
+                done += len(chunk)
+                if progress is not None:
+                    progress(done, left)
+            if dtype is not None and done != left:
+                raise ValueError(f"{stream.name}: the file has {done} bytes of records where its header says {left}")
+            return writer.close()
+
+
+def _chunks(stream: Any, size: int) -> Iterator[memoryview]:
+    """Read a stream in pieces of `size` bytes, the last one shorter; each replaces the one before."""
+    buffer = memoryview(np.empty(size, np.uint8))
+    while True:
+        have = 0
+        while have < size:
+            got = stream.readinto(buffer[have:])
+            if not got:
+                break
+            have += got
+        if have:
+            yield buffer[:have]
+        if have < size:
+            return
+
+
+def _bytes_left(stream: Any) -> int | None:
+    """Return how many bytes a regular file still has, None for anything else."""
+    try:
+        status = os.fstat(stream.fileno())
+        return status.st_size - stream.tell() if stat.S_ISREG(status.st_mode) else None
+    except (OSError, AttributeError, ValueError):
+        return None
+
+
+def _read_npy_header(stream: Any) -> tuple[np.dtype[Any], int]:
+    """Read the header of a .npy file; return its dtype and how many bytes follow."""
+    try:
+        version = np.lib.format.read_magic(stream)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+        if read is None:
+            # Version 3 is version 2 in UTF-8, which numpy reads by a private function alone.
+            read = np.lib.format._read_array_header  # type: ignore[attr-defined]
+            shape, fortran, dtype = read(stream, version=version)
+        else:
+            shape, fortran, dtype = read(stream)
+    except ValueError as error:
+        raise ValueError(f"{stream.name}: not a .npy file: {error}") from None
+    if len(shape) != 1 or dtype.subdtype is not None:
+        raise ValueError(f"{stream.name}: a tape holds a one-dimensional array, not one of shape {shape}")
+    return dtype, shape[0] * dtype.itemsize
+
+
+def decrypt_file(
+    source: StrPath | IO[bytes],
+    target: StrPath | IO[bytes],
+    *,
+    keyring: Keyring,
+    expect: Mapping[str, str] | None = None,
+    unsealed: bool = False,
+    progress: Progress | None = None,
+    threads: int | None = None,
+) -> None:
+    """Decrypt a tape into a file: a tape of records into a .npy file, a tape or blob of bytes into those bytes.
+
+    Args:
+        source: a path, or a binary file object; one that cannot seek is first copied, as it is, to a temporary file.
+        target: a path where nothing exists yet, or a binary file object. A path gets its name only when all of it
+            was authenticated and written; its permissions are 0600.
+        keyring: unwraps the data key.
+        expect: pairs that the encryption context must have.
+        unsealed: take a tape that was never closed, up to its last authentic frame.
+        progress: called with the bytes decrypted so far and in all.
+        threads: as tapeseal.open() takes it.
+
+    Raises:
+        UnsealedError: the tape was never closed, so it may have been cut, and `unsealed` is False.
+        FileExistsError: target exists.
+        DamagedError, NotATapeError, ContextMismatchError, KeyUnavailableError: as tapeseal.open().
+        OSError: reading or writing failed; nothing stands under target.
+    """
+    threads = default_threads() if threads is None else max(1, threads)
+    with contextlib.ExitStack() as stack:
+        fd = _open_source(source, stack)
+        found = header.read_file(fd)
+        if found.copy.copies == layout.BLOB_COPIES:
+            whole = files.pread_exact(fd, os.fstat(fd).st_size, 0)
+            plain = blob.decrypt(whole, keyring=keyring, expect=expect)
+            with _open_target(target) as out:
+                (files.write_all if isinstance(out, int) else _write_stream)(out, plain)  # type: ignore[operator]
+            return
+        body, _ = load(fd, keyring, expect, False)
+        stack.callback(body.close)
+        if not (body.sealed or unsealed):
+            raise UnsealedError(
+                "the tape was never closed, so whether records are missing at its end cannot be told; "
+                "give unsealed=True (--unsealed) to take what is there"
+            )
+        dtype = body.header.content.dtype
+        start = b"" if dtype is None else npy_header(dtype, body.items)
+        with _open_target(target) as out:
+            if isinstance(out, int):
+                files.pwrite_all(out, start, 0)
+                _copy_to_file(body, out, len(start), progress, threads)
+            else:
+                out.write(start)
+                _copy_to_stream(body, out, progress, threads)
+
+
+def _open_source(source: StrPath | IO[bytes], stack: contextlib.ExitStack) -> int:
+    """Return a descriptor of a regular file with the source's bytes."""
+    if not hasattr(source, "read"):
+        fd = open_file(os.fspath(source), os.O_RDONLY)
+        stack.callback(os.close, fd)
+        return fd
+    spool = stack.enter_context(tempfile.TemporaryFile())
+    for chunk in _chunks(source, _CHUNK_SIZE):
+        spool.write(chunk)
+    spool.flush()
+    return spool.fileno()
+
+
+@contextlib.contextmanager
+def _open_target(target: StrPath | IO[bytes]) -> Iterator[int | IO[bytes]]:
+    if hasattr(target, "write"):
+        yield target
+        target.flush()
+    else:
+        with files.new_file(target, 0o600, replace=False) as fd:
+            yield fd
+
+
+def _write_stream(stream: IO[bytes], data: bytes) -> None:
+    stream.write(data)
+
+
+def npy_header(dtype: np.dtype[Any], items: int) -> bytes:
+    """Return what a .npy file of `items` records starts with."""
+    fields = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (items,)}
+    start = io.BytesIO()
+    try:
+        np.lib.format.write_array_header_1_0(start, fields)
+    except ValueError:
+        # Over 64 KiB, or names that Latin-1 lacks: version 3.0, which numpy reads but has no public writer of.
+        text = repr(fields).encode()
+        padding = -(8 + 4 + len(text) + 1) % 64
+        size = (len(text) + padding + 1).to_bytes(4, "little")
+        return np.lib.format.magic(3, 0) + size + text + b" " * padding + b"\n"
+    return start.getvalue()
+
+
+def _copy_to_file(body: Body, fd: int, start: int, progress: Progress | None, threads: int) -> None:
+    """Open all frames and write each group at its place, several at a time: nothing is under the final name yet."""
+    memory = threading.local()
+    guard = threading.Lock()
+    total = body.items * body.item_size
+    done = 0
+
+    def portion(run: Run, first: int, last: int) -> None:
+        nonlocal done
+        size = (last - first) * run.count * body.item_size
+        plain: memoryview | None = getattr(memory, "plain", None)
+        if plain is None or len(plain) < size:
+            plain = memory.plain = memoryview(np.empty(max(size, PORTION_SIZE), np.uint8))
+        body.open_frames(run, first, last, plain[:size])
+        files.pwrite_all(fd, plain[:size], start + (run.first_item + first * run.count) * body.item_size)
+        with guard:
+            done += size
+            if progress is not None:
+                progress(done, total)
+
+    in_parallel(portion, body.portions_of_all(), threads)
+
+
+def _copy_to_stream(body: Body, stream: IO[bytes], progress: Progress | None, threads: int) -> None:
+    total = body.items * body.item_size
+    items = max(1, 2 * _CHUNK_SIZE // body.item_size)
+    buffer = memoryview(np.empty(items * body.item_size, np.uint8))
+    for first in range(0, body.items, items):
+        last = min(first + items, body.items)
+        plain = buffer[: (last - first) * body.item_size]
+        body.read(first, last, plain, threads)
+        stream.write(plain)
+        if progress is not None:
+            progress(last * body.item_size, total)
