@@ -2,7 +2,10 @@
 
 import contextlib
 import io
+import itertools
 import os
+import queue
+import shutil
 import stat
 import tempfile
 import threading
@@ -89,7 +92,7 @@ def encrypt_file(
         with (ByteWriter if dtype is None else TapeWriter)(output, body, threads) as writer:
             size = max(1, _CHUNK_SIZE // (body.frame_items * body.item_size)) * body.frame_items * body.item_size
             done = 0
-            for chunk in _chunks(stream, size):
+            for chunk in _read_ahead(stream, size):
                 if len(chunk) % body.item_size:
                     raise ValueError(f"{stream.name}: the file ends inside a record")
                 writer.put(chunk, len(chunk) // body.item_size)
@@ -101,20 +104,52 @@ def encrypt_file(
             return writer.close()
 
 
-def _chunks(stream: Any, size: int) -> Iterator[memoryview]:
-    """Read a stream in pieces of `size` bytes, the last one shorter; each replaces the one before."""
-    buffer = memoryview(np.empty(size, np.uint8))
-    while True:
-        have = 0
-        while have < size:
-            got = stream.readinto(buffer[have:])
-            if not got:
-                break
-            have += got
-        if have:
-            yield buffer[:have]
-        if have < size:
-            return
+def _fill(stream: Any, buffer: memoryview) -> int:
+    """Read until the buffer is full or the stream ends; return how many bytes came."""
+    have = 0
+    while have < len(buffer):
+        got = stream.readinto(buffer[have:])
+        if not got:
+            break
+        have += got
+    return have
+
+
+def _read_ahead(stream: Any, size: int) -> Iterator[memoryview]:
+    """Read a stream in pieces of `size` bytes, the last one shorter, the next while the caller works on one.
+
+    A piece is the caller's until it asks for the next but one.
+    """
+    buffers = [memoryview(np.empty(size, np.uint8)) for _ in range(3)]
+    ready: queue.Queue[int | BaseException] = queue.Queue(maxsize=1)
+    stopped = threading.Event()
+
+    def read() -> None:
+        try:
+            for buffer in itertools.cycle(buffers):
+                have = _fill(stream, buffer)
+                ready.put(have)
+                if have < size or stopped.is_set():
+                    return
+        except BaseException as error:
+            ready.put(error)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    try:
+        for buffer in itertools.cycle(buffers):
+            have = ready.get()
+            if isinstance(have, BaseException):
+                raise have
+            if have:
+                yield buffer[:have]
+            if have < size:
+                return
+    finally:
+        # The reader may wait for room in the queue, or for a pipe: it is left to that and ends with its next piece.
+        stopped.set()
+        with contextlib.suppress(queue.Empty):
+            ready.get_nowait()
 
 
 def _bytes_left(stream: Any) -> int | None:
@@ -207,8 +242,7 @@ def _open_source(source: StrPath | IO[bytes], stack: contextlib.ExitStack) -> in
         stack.callback(os.close, fd)
         return fd
     spool = stack.enter_context(tempfile.TemporaryFile())
-    for chunk in _chunks(source, _CHUNK_SIZE):
-        spool.write(chunk)
+    shutil.copyfileobj(source, spool, _CHUNK_SIZE)
     spool.flush()
     return spool.fileno()
 

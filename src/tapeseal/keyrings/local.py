@@ -15,10 +15,10 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from tapeseal._core import (
+    AESGCM,
     KEY_SIZE,
     NONCE_SIZE,
     TAG_SIZE,
-    AESGCM,
     SecretBuffer,
     hkdf_expand,
     wipe,
@@ -51,7 +51,9 @@ _ID_INFO = b"tapeseal/v1 key id\0"
 _SEALED_SIZE = NONCE_SIZE + KEY_SIZE + TAG_SIZE
 
 _FIRST_LINE = b"tapeseal-keys v1\n"
-_COMMENT = b"# The last key wraps, all of them unwrap. Whoever has a key can decrypt: keep this secret.\n"
+_COMMENT = (
+    b"# The last key wraps, all of them unwrap. Whoever has a key can decrypt: keep this secret.\n"
+)
 _LINE = re.compile(rb"[^\n]*\n")
 _IGNORED = re.compile(rb"|#.*")
 # The secret's characters are left to from_hex, which takes the same time for any of them.
@@ -157,7 +159,9 @@ class LocalKeyring:
     def _cipher(self, key_id: str) -> AESGCM:
         # Before the lock, which another thread may have held at the moment of the fork.
         if os.getpid() != self._process:
-            raise ForkError("this keyring belongs to the process that made it; make one in the fork")
+            raise ForkError(
+                "this keyring belongs to the process that made it; make one in the fork"
+            )
         with self._lock:
             cipher = self._opened.get(key_id)
             if cipher is None:
@@ -198,9 +202,10 @@ def from_uri(path: str, parameters: Mapping[str, str]) -> LocalKeyring:
         raise ValueError(f"only one of {', '.join(_PASSPHRASE_SOURCES)} can be given")
     if not path:
         raise ValueError("a local keyring needs the path of a key file: local:PATH")
+    passphrase = None
     for name, value in parameters.items():
-        return LocalKeyring(path, _PASSPHRASE_SOURCES[name](value))
-    return LocalKeyring(path)
+        passphrase = _PASSPHRASE_SOURCES[name](value)
+    return LocalKeyring(path, passphrase)
 
 
 # Making key files
@@ -271,14 +276,14 @@ def add_key(
     with _lock_key_file(name) as fd, _read(fd, name) as text:
         keys = _parse(text, name)
         holder.check_fits(keys, name)
+        if len(keys.ids) == MAX_KEYS:
+            raise LimitError(f"the key file {name} has {MAX_KEYS} keys, as many as it can")
         secret = None
         if keys.sealed:
             secret = holder.get()
             _unseal(keys.sealed[keys.ids[-1]], secret, name)
         key_id, line = _new_key(secret)
         holder.close()
-        if len(keys.ids) == MAX_KEYS:
-            raise LimitError(f"the key file {name} has {MAX_KEYS} keys, as many as it can")
         if len(text) + sum(map(len, line)) > MAX_FILE_SIZE or keys.lines == MAX_LINES:
             raise LimitError(f"the key file {name} is too long for another key: remove comments")
         # One name suffices under the lock: what stands there is of a process that was killed.
@@ -349,10 +354,13 @@ def _lock_key_file(path: str) -> Iterator[int]:
         with _open_private(path, _KEY_FILE) as fd:
             fcntl.flock(fd, fcntl.LOCK_EX)
             # Who held the lock before may have put a new file in this one's place.
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(fd), os.stat(path)):
-                    yield fd
-                    return
+            try:
+                current = os.path.samestat(os.fstat(fd), os.stat(path))
+            except FileNotFoundError:
+                current = False
+            if current:
+                yield fd
+                return
 
 
 # Reading key files
@@ -387,15 +395,26 @@ class _Private(NamedTuple):
     name: str
     flags: int
     kinds: tuple[Callable[[int], bool], ...]
+    kinds_text: str
     if_missing: str
 
 
 # Opened without waiting, so that a pipe is refused and not waited for.
 _KEY_FILE = _Private(
-    "key file", os.O_NONBLOCK, (stat.S_ISREG,), "make one with: tapeseal keygen {path}"
+    "key file",
+    os.O_NONBLOCK,
+    (stat.S_ISREG,),
+    "regular file",
+    "make one with: tapeseal keygen {path}",
 )
 # A pipe is what a shell gives for <(command).
-_PASSPHRASE_FILE = _Private("passphrase file", 0, (stat.S_ISREG, stat.S_ISFIFO), "is the path right?")
+_PASSPHRASE_FILE = _Private(
+    "passphrase file",
+    0,
+    (stat.S_ISREG, stat.S_ISFIFO),
+    "regular file or pipe",
+    "is the path right?",
+)
 
 
 @contextlib.contextmanager
@@ -407,13 +426,15 @@ def _open_private(path: str, kind: _Private) -> Iterator[int]:
     except FileNotFoundError:
         hint = kind.if_missing.format(path=quoted)
         raise KeyUnavailableError(f"there is no {kind.name} {path}; {hint}") from None
-    except (OSError, ValueError) as error:
-        raise KeyUnavailableError(f"the {kind.name} {path} could not be opened: {error}") from None
+    except OSError as error:
+        raise KeyUnavailableError(
+            f"the {kind.name} {path} could not be opened: {error.strerror}"
+        ) from None
     try:
         # Of the file itself, wherever symlinks led: Kubernetes mounts secrets behind some.
         status = os.fstat(fd)
         if not any(is_kind(status.st_mode) for is_kind in kind.kinds):
-            raise KeyUnavailableError(f"the {kind.name} {path} is not a regular file")
+            raise KeyUnavailableError(f"the {kind.name} {path} is no {kind.kinds_text}")
         if status.st_uid not in (os.geteuid(), 0):
             raise KeyUnavailableError(
                 f"the {kind.name} {path} belongs to another user (uid {status.st_uid}), who could "
@@ -439,8 +460,12 @@ def _read(fd: int, path: str) -> Iterator[SecretBuffer]:
         )
     try:
         text = SecretBuffer.read(fd, size)
-    except (OSError, EOFError) as error:
-        raise KeyUnavailableError(f"the key file {path} could not be read: {error}") from None
+    except OSError as error:
+        raise KeyUnavailableError(
+            f"the key file {path} could not be read: {error.strerror}"
+        ) from None
+    except EOFError:
+        raise KeyUnavailableError(f"the key file {path} was cut while it was read") from None
     with contextlib.closing(text):
         yield text
 
@@ -559,9 +584,7 @@ def _unseal(key: _SealedKey, passphrase: SecretBuffer, path: str) -> AESGCM:
         f"the passphrase does not open the key {key.id} of {path}, or line {key.line} was changed"
     )
     try:
-        secret = cipher.decrypt_secret(
-            key.sealed[:NONCE_SIZE], key.sealed[NONCE_SIZE:], key.bound
-        )
+        secret = cipher.decrypt_secret(key.sealed[:NONCE_SIZE], key.sealed[NONCE_SIZE:], key.bound)
     except InvalidTag:
         raise wrong from None
     with contextlib.closing(secret):
@@ -637,7 +660,7 @@ class _PassphraseHolder:
             self._secret = None
 
 
-def _as_secret(passphrase: Passphrase) -> SecretBuffer:
+def _as_secret(passphrase: object) -> SecretBuffer:
     if isinstance(passphrase, SecretBuffer):
         return passphrase
     if not isinstance(passphrase, bytes | bytearray):
@@ -652,18 +675,16 @@ def _as_secret(passphrase: Passphrase) -> SecretBuffer:
 
 
 def _wrong_size(size: int) -> PassphraseError:
-    if size == 0:
-        return PassphraseError("the passphrase is empty")
-    return PassphraseError(f"a passphrase has at most {MAX_PASSPHRASE_SIZE} bytes")
+    return PassphraseError(f"a passphrase has 1 to {MAX_PASSPHRASE_SIZE} bytes, not {size}")
 
 
 def passphrase_from_terminal(prompt: str, *, confirm: bool = False) -> SecretBuffer:
     """Ask for a passphrase on the terminal, unseen; with `confirm` twice.
 
-    The terminal gives text, so copies in Python's memory remain until that is used again.
+    A terminal gives text, of which copies stay in Python's memory until that is used again.
 
     Raises:
-        PassphraseError: there is no terminal, nothing was typed, or two different things.
+        PassphraseError: there is no terminal, or what was typed is empty, too long or not the same.
     """
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
@@ -672,18 +693,28 @@ def passphrase_from_terminal(prompt: str, *, confirm: bool = False) -> SecretBuf
             "a passphrase is needed, and there is no terminal to ask: give it as "
             "local:FILE?passphrase_file=PATH, ?passphrase_fd=NUMBER or ?passphrase_env=NAME"
         ) from None
-    problem = "nothing was typed"
-    # No error is raised from in here: its context and its frame would keep what was typed.
+    typed = _typed(prompt)
+    if typed is None:
+        raise PassphraseError(f"a passphrase has 1 to {MAX_PASSPHRASE_SIZE} bytes of text")
+    if confirm:
+        again = _typed("The same again: ")
+        if again is None or not _same(typed, again):
+            raise PassphraseError("the two passphrases are not the same")
+    return typed
+
+
+def _typed(prompt: str) -> SecretBuffer | None:
+    # No error leaves this frame: that of text that does not decode holds what was typed.
     with contextlib.suppress(EOFError, UnicodeError):
-        typed = bytearray(getpass.getpass(prompt).encode())
-        again = bytearray(getpass.getpass("The same again: ").encode()) if confirm else typed[:]
-        same = typed == again
-        wipe(again)
-        if same and 1 <= len(typed) <= MAX_PASSPHRASE_SIZE:
-            return SecretBuffer.take(typed)
-        problem = "the two passphrases differ" if not same else str(_wrong_size(len(typed)))
-        wipe(typed)
-    raise PassphraseError(problem)
+        text = bytearray(getpass.getpass(prompt).encode())
+        if 1 <= len(text) <= MAX_PASSPHRASE_SIZE:
+            return SecretBuffer.take(text)
+    return None
+
+
+def _same(one: SecretBuffer, other: SecretBuffer) -> bool:
+    with one, other, memoryview(one) as a, memoryview(other) as b:
+        return a == b
 
 
 def passphrase_from_file(path: str) -> SecretBuffer:
@@ -711,6 +742,7 @@ def passphrase_from_fd(fd: int) -> SecretBuffer:
     try:
         with memoryview(buffer) as view:
             size = 0
+            # A byte more than is allowed, and its newline, tell what is too long.
             while size < len(buffer) and (got := os.readv(fd, [view[size:]])):
                 size += got
             if size and view[size - 1] == ord("\n"):

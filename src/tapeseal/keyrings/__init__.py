@@ -1,0 +1,77 @@
+"""Keyrings, one module for each provider, and keyring(), which makes one from a URI.
+
+A provider's module is imported when a URI names it, so that what it needs may be absent.
+"""
+
+import importlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Protocol, cast
+from urllib.parse import unquote
+
+from tapeseal.datakey import Keyring
+
+_PROVIDERS = {
+    "local": "tapeseal.keyrings.local",
+}
+
+_PROVIDER = re.compile(r"[a-z][a-z0-9-]{0,31}")
+_BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
+
+
+class _ProviderModule(Protocol):
+    def from_uri(self, address: str, parameters: Mapping[str, str], /) -> Keyring:
+        """Make the keyring of `provider:address?name=value&…`, all of it percent-decoded."""
+
+
+def keyring(uri: str | Sequence[str]) -> Keyring:
+    """Make the keyring that a URI names, or AnyOf of a list of them.
+
+    `local:PATH` is a key file, see LocalKeyring; under a passphrase it takes one of
+    `?passphrase_file=PATH`, `?passphrase_fd=NUMBER` and `?passphrase_env=NAME`.
+
+    Args:
+        uri: `PROVIDER:ADDRESS?NAME=VALUE&NAME=VALUE`, where `%3F` is a question mark in the
+            address, `%26` an ampersand in a value and `%25` a percent sign in both.
+
+    Raises:
+        ValueError: it is no such URI, or the provider has no such parameter.
+        KeyUnavailableError: the key cannot be had.
+    """
+    if isinstance(uri, str):
+        return _one(uri)
+    if len(uri) == 1:
+        return _one(uri[0])
+    from tapeseal.keyrings.any_of import AnyOf
+
+    return AnyOf([_one(each) for each in uri])
+
+
+def _one(uri: str) -> Keyring:
+    # No error repeats more of the URI than it must: someone may have put a secret there.
+    provider, colon, rest = uri.partition(":")
+    known = ", ".join(f"{name}:" for name in _PROVIDERS)
+    if not colon or not _PROVIDER.fullmatch(provider):
+        raise ValueError(
+            f"a keyring's URI starts with one of: {known} (local:PATH is that of a key file)"
+        )
+    module_name = _PROVIDERS.get(provider)
+    if module_name is None:
+        raise ValueError(f"there are no {provider}: keyrings in this version, only: {known}")
+    address, _, query = rest.partition("?")
+    parameters: dict[str, str] = {}
+    for part in query.split("&") if query else ():
+        name, equals, value = part.partition("=")
+        name = _decode(name)
+        if not equals or name in parameters:
+            raise ValueError(f"a {provider}: keyring's parameters are NAME=VALUE, each name once")
+        parameters[name] = _decode(value)
+    module = cast(_ProviderModule, importlib.import_module(module_name))
+    return module.from_uri(_decode(address), parameters)
+
+
+def _decode(text: str) -> str:
+    if _BAD_PERCENT.search(text):
+        raise ValueError("a percent sign in a keyring's URI is written %25")
+    # Paths that are no UTF-8 keep their bytes, as os.fsdecode would have it.
+    return unquote(text, errors="surrogateescape")
