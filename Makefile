@@ -58,8 +58,8 @@ coverage: setup ## run the fast tests and report the lines they miss, the .pyx's
 	@echo "Building with line tracing" && $(linked) && \
 	  TAPESEAL_TRACE=1 $(python) setup.py -q build --force --build-lib build/trace --build-temp build/trace.tmp
 	@echo "Running the fast tests under coverage"
-	@PYTHONPATH=build/trace $(bin)/coverage run -m pytest -m "not slow" $(ARGS)
-	@$(bin)/coverage report
+	@status=0; PYTHONPATH=build/trace $(bin)/coverage run -m pytest -m "not slow" $(ARGS) || status=$$?; \
+	  $(bin)/coverage report; exit $$status
 
 sanitize: setup ## run the fast tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	@echo "Building with sanitizers" && $(linked) && \

@@ -43,11 +43,21 @@ def unit(module: str) -> str:
     return module.split("/")[0].removesuffix(".py")
 
 
-def imports(module: str) -> set[str]:
+class WithoutTyping(ast.NodeTransformer):
+    """Takes out what only a type checker sees."""
+
+    def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
+        if ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            return node.orelse
+        return self.generic_visit(node)
+
+
+def imports(module: str, *, typing: bool = True) -> set[str]:
     """Return the full names of all that a module imports, in functions too."""
     names = set()
     package = ["tapeseal", *Path(module).parent.parts]
-    for node in ast.walk(ast.parse((PACKAGE / module).read_text())):
+    tree = ast.parse((PACKAGE / module).read_text())
+    for node in ast.walk(tree if typing else WithoutTyping().visit(tree)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -100,7 +110,8 @@ def test_imports_are_declared(module: str) -> None:
     allowed = sys.stdlib_module_names | {"tapeseal", "numpy", "cryptography"}
     if LEVEL[unit(module)] >= LEVEL["transport"]:
         allowed |= EXTRAS
-    assert {name.split(".")[0] for name in imports(module)} - allowed == set()
+    used = {name.split(".")[0] for name in imports(module, typing=False)}
+    assert used - allowed == set()
 
 
 def test_import_is_light() -> None:
@@ -125,9 +136,8 @@ def test_exports() -> None:
 
 def test_no_lazy_binding() -> None:
     """The extension's table of functions is read-only once it is loaded."""
-    sections = tool("objdump", "-p")
-    assert "RELRO" in sections
-    assert "BIND_NOW" in sections or "NOW" in sections
+    assert "GNU_RELRO" in tool("readelf", "--segments", "--wide")
+    assert "BIND_NOW" in tool("readelf", "--dynamic", "--wide")
 
 
 def test_openssl_version() -> None:

@@ -27,9 +27,9 @@ from tapeseal.errors import (
     UnsealedError,
 )
 from tapeseal.header import Problem
-# from tapeseal.keyrings import keyring
-# from tapeseal.keyrings.any_of import AnyOf
-# from tapeseal.keyrings.local import LocalKeyring
+from tapeseal.keyrings import keyring
+from tapeseal.keyrings.any_of import AnyOf
+from tapeseal.keyrings.local import LocalKeyring
 from tapeseal.layout import Recipient
 from tapeseal.reader import ByteReader, TapeReader
 from tapeseal.recorder import Recorder
@@ -39,7 +39,7 @@ from tapeseal.writer import ByteWriter, TapeWriter
 
 __all__ = [
     "Anchor",
-#    "AnyOf",
+    "AnyOf",
     "ByteReader",
     "ByteWriter",
     "ContextMismatchError",
@@ -51,7 +51,7 @@ __all__ = [
     "KeyUnavailableError",
     "Keyring",
     "LimitError",
-#    "LocalKeyring",
+    "LocalKeyring",
     "NotATapeError",
     "PassphraseError",
     "Problem",
@@ -70,7 +70,7 @@ __all__ = [
     "encrypt",
     "encrypt_file",
     "inspect",
-#    "keyring",
+    "keyring",
     "open",
     "openssl_version",
     "rewrap",

@@ -7,7 +7,6 @@ import os
 import queue
 import shutil
 import stat
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
@@ -63,8 +62,8 @@ def encrypt_file(
     threads = default_threads() if threads is None else max(1, threads)
     with contextlib.ExitStack() as stack:
         stream: Any = source
-        if not hasattr(source, "readinto"):
-            stream = stack.enter_context(io.FileIO(os.fspath(source)))  # type: ignore[arg-type]
+        if isinstance(source, str | os.PathLike):
+            stream = stack.enter_context(io.FileIO(source))
         left = _bytes_left(stream)
         dtype = None
         if str(getattr(stream, "name", "")).endswith(".npy"):
@@ -79,18 +78,16 @@ def encrypt_file(
             copies=layout.FILE_COPIES,
         )
         stack.callback(data_key.close)
-        output: Output
-        if hasattr(target, "write"):
-            output = StreamOutput(target)
-            target.write(raw)
-            fd = -1
-        else:
+        if isinstance(target, str | os.PathLike):
             fd = stack.enter_context(files.new_file(target, 0o666, replace=False))
-            files.pwrite_all(fd, raw, 0)
-            output = Output(os.dup(fd), os.fspath(target), new=True)
+            output = Output(os.dup(fd), os.fspath(target))
+        else:
+            fd, output = -1, StreamOutput(target)
+        output.write(memoryview(raw), 0)
         body = Body(fd, made, data_key)
         with (ByteWriter if dtype is None else TapeWriter)(output, body, threads) as writer:
-            size = max(1, _CHUNK_SIZE // (body.frame_items * body.item_size)) * body.frame_items * body.item_size
+            frame_size = body.frame_items * body.item_size
+            size = max(1, _CHUNK_SIZE // frame_size) * frame_size
             done = 0
             for chunk in _read_ahead(stream, size):
                 if len(chunk) % body.item_size:
@@ -100,8 +97,13 @@ def encrypt_file(
                 if progress is not None:
                     progress(done, left)
             if dtype is not None and done != left:
-                raise ValueError(f"{stream.name}: the file has {done} bytes of records where its header says {left}")
-            return writer.close()
+                raise ValueError(
+                    f"{stream.name}: the file has {done} bytes of records where its header says {left}"
+                )
+            anchor = writer.close()
+    if isinstance(target, str | os.PathLike):
+        files.sync_directory(target)
+    return anchor
 
 
 def _fill(stream: Any, buffer: memoryview) -> int:
@@ -165,17 +167,22 @@ def _read_npy_header(stream: Any) -> tuple[np.dtype[Any], int]:
     """Read the header of a .npy file; return its dtype and how many bytes follow."""
     try:
         version = np.lib.format.read_magic(stream)
-        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+        read = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }.get(version)
         if read is None:
             # Version 3 is version 2 in UTF-8, which numpy reads by a private function alone.
             read = np.lib.format._read_array_header  # type: ignore[attr-defined]
-            shape, fortran, dtype = read(stream, version=version)
+            shape, _, dtype = read(stream, version=version)
         else:
-            shape, fortran, dtype = read(stream)
+            shape, _, dtype = read(stream)
     except ValueError as error:
         raise ValueError(f"{stream.name}: not a .npy file: {error}") from None
     if len(shape) != 1 or dtype.subdtype is not None:
-        raise ValueError(f"{stream.name}: a tape holds a one-dimensional array, not one of shape {shape}")
+        raise ValueError(
+            f"{stream.name}: a tape holds a one-dimensional array, not one of shape {shape}"
+        )
     return dtype, shape[0] * dtype.itemsize
 
 
@@ -214,8 +221,11 @@ def decrypt_file(
         if found.copy.copies == layout.BLOB_COPIES:
             whole = files.pread_exact(fd, os.fstat(fd).st_size, 0)
             plain = blob.decrypt(whole, keyring=keyring, expect=expect)
-            with _open_target(target) as out:
-                (files.write_all if isinstance(out, int) else _write_stream)(out, plain)  # type: ignore[operator]
+            if isinstance(target, str | os.PathLike):
+                with files.new_file(target, 0o600, replace=False) as out:
+                    files.pwrite_all(out, plain, 0)
+            else:
+                target.write(plain)
             return
         body, _ = load(fd, keyring, expect, False)
         stack.callback(body.close)
@@ -226,44 +236,37 @@ def decrypt_file(
             )
         dtype = body.header.content.dtype
         start = b"" if dtype is None else npy_header(dtype, body.items)
-        with _open_target(target) as out:
-            if isinstance(out, int):
+        if isinstance(target, str | os.PathLike):
+            with files.new_file(target, 0o600, replace=False) as out:
                 files.pwrite_all(out, start, 0)
                 _copy_to_file(body, out, len(start), progress, threads)
-            else:
-                out.write(start)
-                _copy_to_stream(body, out, progress, threads)
+        else:
+            target.write(start)
+            _copy_to_stream(body, target, progress, threads)
+            target.flush()
 
 
 def _open_source(source: StrPath | IO[bytes], stack: contextlib.ExitStack) -> int:
     """Return a descriptor of a regular file with the source's bytes."""
-    if not hasattr(source, "read"):
+    if isinstance(source, str | os.PathLike):
         fd = open_file(os.fspath(source), os.O_RDONLY)
         stack.callback(os.close, fd)
         return fd
-    spool = stack.enter_context(tempfile.TemporaryFile())
+    import tempfile  # Not at import: it is seldom needed, and costs milliseconds.
+
+    spool = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
     shutil.copyfileobj(source, spool, _CHUNK_SIZE)
     spool.flush()
     return spool.fileno()
 
 
-@contextlib.contextmanager
-def _open_target(target: StrPath | IO[bytes]) -> Iterator[int | IO[bytes]]:
-    if hasattr(target, "write"):
-        yield target
-        target.flush()
-    else:
-        with files.new_file(target, 0o600, replace=False) as fd:
-            yield fd
-
-
-def _write_stream(stream: IO[bytes], data: bytes) -> None:
-    stream.write(data)
-
-
 def npy_header(dtype: np.dtype[Any], items: int) -> bytes:
     """Return what a .npy file of `items` records starts with."""
-    fields = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (items,)}
+    fields = {
+        "descr": np.lib.format.dtype_to_descr(dtype),
+        "fortran_order": False,
+        "shape": (items,),
+    }
     start = io.BytesIO()
     try:
         np.lib.format.write_array_header_1_0(start, fields)
@@ -285,12 +288,14 @@ def _copy_to_file(body: Body, fd: int, start: int, progress: Progress | None, th
 
     def portion(run: Run, first: int, last: int) -> None:
         nonlocal done
-        size = (last - first) * run.count * body.item_size
+        size = (last - first) * run.items * body.item_size
         plain: memoryview | None = getattr(memory, "plain", None)
         if plain is None or len(plain) < size:
             plain = memory.plain = memoryview(np.empty(max(size, PORTION_SIZE), np.uint8))
         body.open_frames(run, first, last, plain[:size])
-        files.pwrite_all(fd, plain[:size], start + (run.first_item + first * run.count) * body.item_size)
+        files.pwrite_all(
+            fd, plain[:size], start + (run.first_item + first * run.items) * body.item_size
+        )
         with guard:
             done += size
             if progress is not None:

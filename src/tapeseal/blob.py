@@ -14,7 +14,9 @@ from tapeseal.header import Header
 from tapeseal.layout import FRAME_OVERHEAD, SEGMENT_HEADER_SIZE
 
 
-def encrypt(data: Buffer, *, keyring: Keyring, encryption_context: Mapping[str, str] | None = None) -> bytes:
+def encrypt(
+    data: Buffer, *, keyring: Keyring, encryption_context: Mapping[str, str] | None = None
+) -> bytes:
     """Encrypt a message under a data key of its own.
 
     Args:
@@ -42,7 +44,9 @@ def encrypt(data: Buffer, *, keyring: Keyring, encryption_context: Mapping[str, 
         )
         with data_key:
             prev = hashlib.sha256(made.copy.content).digest()
-            fields = layout.build_segment_fields(layout.DATA_SEGMENT, 0, 0, prev, secrets.token_bytes(32))
+            fields = layout.build_segment_fields(
+                layout.DATA_SEGMENT, 0, 0, prev, secrets.token_bytes(32)
+            )
             key, commitment = data_key.segment_key(made.tape_id, fields)
         frames = max(1, -(-len(plain) // frame_size))
         start = len(raw) + SEGMENT_HEADER_SIZE
@@ -50,7 +54,14 @@ def encrypt(data: Buffer, *, keyring: Keyring, encryption_context: Mapping[str, 
         blob[:start] = raw + fields + commitment
         with memoryview(blob) as view:
             key.seal_frames(
-                view[start:], plain, count=len(plain), item_size=1, frame_items=frame_size, first=0, index=0, final=True
+                view[start:],
+                plain,
+                count=len(plain),
+                item_size=1,
+                frame_items=frame_size,
+                first=0,
+                index=0,
+                final=True,
             )
     return bytes(blob)
 
@@ -86,7 +97,12 @@ def open_body(view: memoryview, found: Header, data_key: DataKey) -> bytes:
         raise DamagedError("the blob ends inside its segment header", at)
     segment = layout.parse_segment(view[at : at + SEGMENT_HEADER_SIZE].tobytes(), at)
     prev = hashlib.sha256(found.copy.content).digest()
-    if (segment.type, segment.number, segment.prev_frames, segment.prev) != (layout.DATA_SEGMENT, 0, 0, prev):
+    if (segment.type, segment.number, segment.prev_frames, segment.prev) != (
+        layout.DATA_SEGMENT,
+        0,
+        0,
+        prev,
+    ):
         raise DamagedError("the blob's segment is not the first of this blob", at)
     key, commitment = data_key.segment_key(found.tape_id, segment.fields)
     if not hmac.compare_digest(commitment, segment.commitment):
@@ -107,7 +123,9 @@ def open_body(view: memoryview, found: Header, data_key: DataKey) -> bytes:
                     frame_items=max(1, size), first=start, index=index, final=final,
                 )  # fmt: skip
             except InvalidTag as error:
-                raise DamagedError("a frame is not authentic", frame_at + error.index * step) from None
+                raise DamagedError(
+                    "a frame is not authentic", frame_at + error.index * step
+                ) from None
             done += total
             opened += frames
             if final:

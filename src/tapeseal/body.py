@@ -76,7 +76,9 @@ class Anchor:
             if label != "tapeseal-anchor" or str(anchor) != text.strip():
                 raise ValueError
         except ValueError:
-            raise ValueError("not an anchor: it should be tapeseal-anchor: and six parts between colons") from None
+            raise ValueError(
+                "not an anchor: it should be tapeseal-anchor: and six parts between colons"
+            ) from None
         return anchor
 
 
@@ -131,7 +133,12 @@ class Body:
         """How far the tape has come."""
         last = self.segments[-1].commitment if self.segments else b""
         return Anchor(
-            self.header.tape_id, len(self.segments), self.frames, self.items, last, self.index_commitment
+            self.header.tape_id,
+            len(self.segments),
+            self.frames,
+            self.items,
+            last,
+            self.index_commitment,
         )
 
     def close(self) -> None:
@@ -187,7 +194,7 @@ class Body:
         number = len(self.segments) - 1
         segment = self.segments[-1]
         last = self.runs[-1] if self.runs else None
-        if last is not None and last.segment == number and last.count == count:
+        if last is not None and last.segment == number and last.items == count:
             self.runs[-1] = last._replace(frames=last.frames + frames)
         else:
             self.runs.append(Run(number, count, segment.frames, self.items, self.end, frames, step))
@@ -207,7 +214,7 @@ class Body:
         segment = self.segments[-1]
         self.segments[-1] = segment._replace(frames=segment.frames - 1)
         self.frames -= 1
-        self.items -= run.count
+        self.items -= run.items
         self.end -= run.step
 
     # Finding it
@@ -256,7 +263,7 @@ class Body:
             head = files.pread_exact(self.fd, layout.FRAME_HEADER_SIZE, at)
             if at + layout.FRAME_HEADER_SIZE > size or _all_zeros(self.fd, at, size):
                 return bytes(text), at, False
-            type, count, first, sealed_size, clean = layout.parse_frame(head, 0)
+            type, count, _, sealed_size, clean = layout.parse_frame(head, 0)
             final = type == layout.FINAL_FRAME
             if (
                 not clean
@@ -319,7 +326,11 @@ class Body:
                 break
             at = position - window_at
             if at + layout.FRAME_HEADER_SIZE > len(window):
-                window, window_at, at = files.pread_exact(self.fd, _WINDOW_SIZE, position), position, 0
+                window, window_at, at = (
+                    files.pread_exact(self.fd, _WINDOW_SIZE, position),
+                    position,
+                    0,
+                )
                 if len(window) < layout.FRAME_HEADER_SIZE:
                     break
             type, items, first, sealed_size, clean = layout.parse_frame(window, at)
@@ -366,11 +377,19 @@ class Body:
         self.torn_bytes = size - self.end
 
     def _walk_segment(self, at: int, size: int) -> bool | None:
-        """Take the segment whose whole header stands at `at`. None: a data segment; otherwise whether the index is whole."""
+        """Take the segment whose header stands at `at`.
+
+        Returns:
+            None for a data segment, otherwise whether the index and its trailer are whole.
+        """
         raw = files.pread_exact(self.fd, SEGMENT_HEADER_SIZE, at)
         header = layout.parse_segment(raw, at)
         prev, prev_frames = self._previous(len(self.segments))
-        if (header.number, header.prev, header.prev_frames) != (len(self.segments), prev, prev_frames):
+        if (header.number, header.prev, header.prev_frames) != (
+            len(self.segments),
+            prev,
+            prev_frames,
+        ):
             raise DamagedError("a segment does not follow the one before it", at)
         key, commitment = self.data_key.segment_key(self.header.tape_id, header.fields)
         if not hmac.compare_digest(commitment, header.commitment):
@@ -442,7 +461,9 @@ class Body:
             memory = self._scratch.memory = memoryview(np.empty(size, np.uint8))
         return memory[:size]
 
-    def open_frames(self, run: Run, start: int, stop: int, target: memoryview | None = None) -> memoryview:
+    def open_frames(
+        self, run: Run, start: int, stop: int, target: memoryview | None = None
+    ) -> memoryview:
         """Read and open the frames start to stop (not included) of a run.
 
         Args:
@@ -466,14 +487,16 @@ class Body:
             self.segment_key(run.segment).open_frames(
                 target,
                 sealed,
-                count=frames * run.count,
+                count=frames * run.items,
                 item_size=self.item_size,
-                frame_items=run.count,
-                first=run.first_item + start * run.count,
+                frame_items=run.items,
+                first=run.first_item + start * run.items,
                 index=run.first_frame + start,
             )
         except InvalidTag as error:
-            raise DamagedError("a frame is not authentic", offset + error.index * run.step) from None
+            raise DamagedError(
+                "a frame is not authentic", offset + error.index * run.step
+            ) from None
         return sealed[layout.FRAME_HEADER_SIZE : -layout.TAG_SIZE] if target is None else target
 
     def run_at(self, position: int) -> int:
@@ -483,8 +506,8 @@ class Body:
     def frame_at(self, position: int) -> tuple[int, memoryview]:
         """Open the frame that holds an item; return its first item's number and its plaintext, in scratch memory."""
         run = self.runs[self.run_at(position)]
-        place = (position - run.first_item) // run.count
-        return run.first_item + place * run.count, self.open_frames(run, place, place + 1)
+        place = (position - run.first_item) // run.items
+        return run.first_item + place * run.items, self.open_frames(run, place, place + 1)
 
     def read(self, start: int, stop: int, target: memoryview, threads: int) -> None:
         """Read and open the items start to stop (not included) into `target`, which has exactly their size.
@@ -496,14 +519,18 @@ class Body:
 
         def portion(run: Run, first: int, last: int) -> None:
             """Read the frames first to last (not included) of a run, all or in part between start and stop."""
-            begin = run.first_item + first * run.count
-            end = run.first_item + last * run.count
+            begin = run.first_item + first * run.items
+            end = run.first_item + last * run.items
             if start <= begin and end <= stop:
-                self.open_frames(run, first, last, target[(begin - start) * size : (end - start) * size])
+                self.open_frames(
+                    run, first, last, target[(begin - start) * size : (end - start) * size]
+                )
                 return
             plain = self.open_frames(run, first, last)
             low, high = max(start, begin), min(stop, end)
-            target[(low - start) * size : (high - start) * size] = plain[(low - begin) * size : (high - begin) * size]
+            target[(low - start) * size : (high - start) * size] = plain[
+                (low - begin) * size : (high - begin) * size
+            ]
 
         portions = self._portions(start, stop)
         if threads < 2 or (stop - start) * size < PARALLEL_SIZE:
@@ -517,17 +544,19 @@ class Body:
         number = self.run_at(start)
         while start < stop:
             run = self.runs[number]
-            place = (start - run.first_item) // run.count
-            last = min(run.frames, -(-(stop - run.first_item) // run.count))
+            place = (start - run.first_item) // run.items
+            last = min(run.frames, -(-(stop - run.first_item) // run.items))
             while place < last:
-                begin = run.first_item + place * run.count
+                begin = run.first_item + place * run.items
                 whole = 0
                 if begin >= start:
-                    whole = min((stop - begin) // run.count, last - place, max(1, PORTION_SIZE // run.step))
+                    whole = min(
+                        (stop - begin) // run.items, last - place, max(1, PORTION_SIZE // run.step)
+                    )
                 yield run, place, place + max(1, whole)
                 place += max(1, whole)
             number += 1
-            start = run.first_item + last * run.count
+            start = run.first_item + last * run.items
 
     def portions_of_all(self) -> Iterator[tuple[Run, int, int]]:
         """Cut all frames into groups that fit a core's cache."""
@@ -585,7 +614,9 @@ def frame_bounds(records: np.ndarray[Any, np.dtype[Any]], field: str, frame_item
     NaN and NaT take no part; a frame of nothing else stores its first record's value for both (FORMAT 6).
     """
     values = records[field]
-    smallest, largest = (np.minimum, np.maximum) if values.dtype.kind in "iu" else (np.fmin, np.fmax)
+    smallest, largest = (
+        (np.minimum, np.maximum) if values.dtype.kind in "iu" else (np.fmin, np.fmax)
+    )
     frames = -(-len(values) // frame_items)
     whole = len(values) // frame_items
     bounds = np.empty((frames, 2), values.dtype)

@@ -91,7 +91,9 @@ class Keyring(Protocol):
     def wrap(self, data_key: DataKey, encryption_context: Mapping[str, str]) -> list[Recipient]:
         """Wrap an existing data key as generate() does; errors as there."""
 
-    def unwrap(self, recipients: Sequence[Recipient], encryption_context: Mapping[str, str]) -> DataKey:
+    def unwrap(
+        self, recipients: Sequence[Recipient], encryption_context: Mapping[str, str]
+    ) -> DataKey:
         """Unwrap the data key from the first recipient that this keyring can open.
 
         Raises:

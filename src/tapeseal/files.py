@@ -79,7 +79,9 @@ def lock(fd: int, start: int, size: int, what: str) -> None:
     """
     try:
         if hasattr(fcntl, "F_OFD_SETLK"):
-            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, size, 0))
+            fcntl.fcntl(
+                fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, size, 0)
+            )
         else:
             fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, size, start)
     except OSError as error:

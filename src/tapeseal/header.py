@@ -12,7 +12,13 @@ import numpy as np
 
 from tapeseal import files, layout
 from tapeseal.datakey import DataKey, Keyring
-from tapeseal.errors import ContextMismatchError, DamagedError, InvalidTag, LimitError, NotATapeError
+from tapeseal.errors import (
+    ContextMismatchError,
+    DamagedError,
+    InvalidTag,
+    LimitError,
+    NotATapeError,
+)
 from tapeseal.layout import Content, HeaderCopy, Recipient
 
 Pread = Callable[[int, int], bytes]
@@ -74,6 +80,8 @@ def read(pread: Pread, size: int) -> Header:
     content = layout.parse_content(copy.content, content_at)
     recipients = layout.parse_recipients(copy.recipients, content_at + len(copy.content))
     if copy.copies == layout.BLOB_COPIES:
+        if content.kind == "records":
+            raise DamagedError("a blob holds bytes or rows, not records", content_at)
         return Header(copy, 0, None, content, recipients, copy.copy_size, problems)
 
     if content.kind == "rows":
@@ -129,7 +137,9 @@ def unlock(header: Header, keyring: Keyring, expect: Mapping[str, str] | None = 
     for key, value in (expect or {}).items():
         if context.get(key) != value:
             have = "another value" if key in context else "nothing"
-            raise ContextMismatchError(f"expected {key}={value} in the encryption context, which has {have} there")
+            raise ContextMismatchError(
+                f"expected {key}={value} in the encryption context, which has {have} there"
+            )
     try:
         data_key = keyring.unwrap(header.recipients, context)
     except InvalidTag:
@@ -207,7 +217,9 @@ def replace_recipients(fd: int, keyring: Keyring, to: Keyring) -> int:
     """
     before = read_file(fd)
     if before.copy.copies != layout.FILE_COPIES:
-        raise ValueError("a blob has one header copy and cannot be rewrapped in place: decrypt and encrypt it")
+        raise ValueError(
+            "a blob has one header copy and cannot be rewrapped in place: decrypt and encrypt it"
+        )
     files.lock(fd, 0, before.body, "the header")
     header = read_file(fd)
     with unlock(header, keyring) as data_key:
@@ -220,7 +232,9 @@ def replace_recipients(fd: int, keyring: Keyring, to: Keyring) -> int:
             raise LimitError(
                 f"the new recipients need {used} bytes and a header copy has {size}: rewrap into a copy of the file"
             )
-        generation = 1 + max(copy.generation for copy in (header.copy, header.other) if copy is not None)
+        generation = 1 + max(
+            copy.generation for copy in (header.copy, header.other) if copy is not None
+        )
         if generation >= layout.MAX_GENERATION:
             raise LimitError("the header's generation has reached its limit")
         if header.offset != 0:

@@ -73,9 +73,7 @@ _INDEX_RUN = struct.Struct("<IIQQQQQ")
 def encode_context(pairs: Mapping[str, str]) -> bytes:
     """Return the one byte string of an encryption context: sorted, length-prefixed pairs (FORMAT 2)."""
     encoded = sorted((key.encode(), value.encode()) for key, value in pairs.items())
-    return b"".join(
-        struct.pack("<I", len(part)) + part for pair in encoded for part in pair
-    )
+    return b"".join(struct.pack("<I", len(part)) + part for pair in encoded for part in pair)
 
 
 def wrap_binding(encryption_context: Mapping[str, str]) -> bytes:
@@ -94,7 +92,9 @@ def check_context(pairs: Mapping[str, str]) -> None:
             raise ValueError(f"encryption context: keys must not begin with {RESERVED_PREFIX!r}")
     size = len(encode_context(pairs))
     if size > MAX_CONTEXT_SIZE:
-        raise ValueError(f"encryption context: {size} bytes encoded; {MAX_CONTEXT_SIZE} are allowed")
+        raise ValueError(
+            f"encryption context: {size} bytes encoded; {MAX_CONTEXT_SIZE} are allowed"
+        )
 
 
 class Recipient(NamedTuple):
@@ -141,10 +141,15 @@ class HeaderCopy(NamedTuple):
     generation: int
     copies: int
     mac: bytes
-    signed: bytes
-    """What the MAC is computed over."""
+    fields: bytes
+    """Its first 60 bytes."""
     content: bytes
     recipients: bytes
+
+    @property
+    def signed(self) -> bytes:
+        """What the MAC is computed over."""
+        return self.fields + self.content + self.recipients
 
 
 class SegmentHeader(NamedTuple):
@@ -168,10 +173,11 @@ class SegmentEntry(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Consecutive frames of one item count in one segment."""
+    """Consecutive frames of one segment that have the same number of items."""
 
     segment: int
-    count: int
+    items: int
+    """Of each frame."""
     first_frame: int
     first_item: int
     offset: int
@@ -254,9 +260,13 @@ def parse_header(copy: bytes, offset: int) -> HeaderCopy | None:
     if generation >= MAX_GENERATION:
         raise DamagedError("the header's generation is over 2**63", offset + 32)
     if content_size > MAX_CONTENT_SIZE:
-        raise DamagedError(f"the header's content of {content_size} bytes is over its limit", offset + 40)
+        raise DamagedError(
+            f"the header's content of {content_size} bytes is over its limit", offset + 40
+        )
     if recipients_size > MAX_RECIPIENTS_SIZE:
-        raise DamagedError(f"the header's recipients of {recipients_size} bytes are over the limit", offset + 44)
+        raise DamagedError(
+            f"the header's recipients of {recipients_size} bytes are over the limit", offset + 44
+        )
     if copies not in (BLOB_COPIES, FILE_COPIES):
         raise DamagedError(f"a header with {copies} copies is not known", offset + 48)
     if any(reserved):
@@ -267,13 +277,16 @@ def parse_header(copy: bytes, offset: int) -> HeaderCopy | None:
     if copies == BLOB_COPIES and end != size:
         raise DamagedError("a blob's header is padded", offset + 12)
     if copies == FILE_COPIES and size % HEADER_ALIGNMENT:
-        raise DamagedError(f"a copy size of {size} is no multiple of {HEADER_ALIGNMENT}", offset + 12)
+        raise DamagedError(
+            f"a copy size of {size} is no multiple of {HEADER_ALIGNMENT}", offset + 12
+        )
     if copy.count(0, end) != size - end:
         raise DamagedError("the header's padding is not zero", offset + end)
     content = copy[HEADER_PREFIX_SIZE : HEADER_PREFIX_SIZE + content_size]
     recipients = copy[HEADER_PREFIX_SIZE + content_size : end]
-    signed = copy[:_SIGNED_SIZE] + content + recipients
-    return HeaderCopy(size, tape_id, generation, copies, mac, signed, content, recipients)
+    return HeaderCopy(
+        size, tape_id, generation, copies, mac, copy[:_SIGNED_SIZE], content, recipients
+    )
 
 
 # The two texts
@@ -290,12 +303,17 @@ def _no_float(text: str) -> Any:
     raise ValueError("a number is not whole")
 
 
-def _depth(value: Any) -> int:
-    if isinstance(value, dict):
-        return 1 + max(map(_depth, value.values()), default=0)
-    if isinstance(value, list):
-        return 1 + max(map(_depth, value), default=0)
-    return 0
+def _check_parsed(value: Any, depth: int = 1) -> None:
+    """Raise ValueError for lists and maps too deep in each other, and for lone surrogates, which JSON can escape."""
+    if isinstance(value, str):
+        value.encode()
+    elif isinstance(value, dict | list):
+        if depth > MAX_JSON_DEPTH:
+            raise ValueError(f"nested deeper than {MAX_JSON_DEPTH}")
+        for part in value:
+            _check_parsed(part, depth + 1)
+        for part in value.values() if isinstance(value, dict) else ():
+            _check_parsed(part, depth + 1)
 
 
 def _parse_json(text: bytes, what: str, offset: int) -> Any:
@@ -304,13 +322,15 @@ def _parse_json(text: bytes, what: str, offset: int) -> Any:
         raise DamagedError(f"{what}: over {MAX_JSON_MARKS} of the characters , [ {{", offset)
     try:
         value = json.loads(
-            text.decode(), object_pairs_hook=_unique, parse_float=_no_float, parse_constant=_no_float
+            text.decode(),
+            object_pairs_hook=_unique,
+            parse_float=_no_float,
+            parse_constant=_no_float,
         )
-        if _depth(value) > MAX_JSON_DEPTH:
-            raise ValueError(f"nested deeper than {MAX_JSON_DEPTH}")
-        # A lone surrogate, which JSON can escape, does not encode.
-        json.dumps(value, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
+        _check_parsed(value)
+    except RecursionError:
+        raise DamagedError(f"{what}: nested deeper than {MAX_JSON_DEPTH}", offset) from None
+    except ValueError as error:
         reason = "it is not UTF-8 JSON" if isinstance(error, UnicodeError) else str(error)
         raise DamagedError(f"{what}: {reason}", offset) from None
     return value
@@ -333,7 +353,9 @@ def dtype_to_json(dtype: np.dtype[Any]) -> Any:
         ValueError: a dtype that cannot be stored: objects, titles, zero sizes, overlapping fields and the like.
     """
     if dtype.hasobject:
-        raise ValueError(f"dtype {dtype}: object fields hold pointers, not values, and cannot be stored")
+        raise ValueError(
+            f"dtype {dtype}: object fields hold pointers, not values, and cannot be stored"
+        )
     if dtype.names is None:
         if dtype.subdtype is not None:
             raise ValueError(f"dtype {dtype}: a sub-array belongs in a field")
@@ -363,7 +385,9 @@ def dtype_from_json(described: Any) -> np.dtype[Any]:
         if not isinstance(entry, list) or len(entry) not in (2, 3) or not isinstance(entry[0], str):
             raise ValueError("a field is not [name, type] or [name, type, shape]")
         kind = one(entry[1])
-        if entry[0] == "" and not (isinstance(entry[1], str) and entry[1].startswith("|V") and len(entry) == 2):
+        if entry[0] == "" and not (
+            isinstance(entry[1], str) and entry[1].startswith("|V") and len(entry) == 2
+        ):
             raise ValueError("a field without a name is not padding")
         if len(entry) == 3:
             shape = entry[2]
@@ -403,7 +427,9 @@ def dtype_from_json(described: Any) -> np.dtype[Any]:
             raise ValueError("a structure has no fields")
         if len(set(names)) != len(names):
             raise ValueError("two fields have one name")
-        return np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": offset})
+        return np.dtype(
+            {"names": names, "formats": formats, "offsets": offsets, "itemsize": offset}
+        )
 
     return one(described)
 
@@ -414,14 +440,22 @@ def check_index_by(dtype: np.dtype[Any] | None, index_by: str | None) -> None:
         return
     fields = None if dtype is None else dtype.fields
     if fields is None or index_by not in fields:
-        raise ValueError(f"index_by {index_by!r} is no field of the records")
+        raise ValueError(f"index_by {index_by[:64]!r} is no field of the records")
     kind = fields[index_by][0]
     if kind.subdtype is not None or kind.kind not in "iufmM":
-        raise ValueError(f"index_by {index_by!r} is not a number or a time but {kind}")
+        raise ValueError(f"index_by {index_by[:64]!r} is not a number or a time but {kind}")
 
 
 _CREATED = re.compile(r"[0-9]{4}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-6][0-9]Z")
-_CONTENT_MEMBERS = {"created", "kind", "dtype", "frame_size", "index_by", "codec", "encryption_context"}
+_CONTENT_MEMBERS = {
+    "created",
+    "kind",
+    "dtype",
+    "frame_size",
+    "index_by",
+    "codec",
+    "encryption_context",
+}
 
 
 def build_content(content: Content) -> bytes:
@@ -462,7 +496,7 @@ def parse_content(text: bytes, offset: int) -> Content:
         if members["codec"] is not None:
             raise ValueError("its codec is not known")
         described = members["dtype"]
-        if described is None and kind == "records" or described is not None and kind == "bytes":
+        if (described is None and kind == "records") or (described is not None and kind == "bytes"):
             raise ValueError(f"dtype does not go with kind {kind}")
         dtype = None if described is None else dtype_from_json(described)
         if type(frame_size) is not int or not MIN_FRAME_SIZE <= frame_size <= MAX_FRAME_SIZE:
@@ -497,7 +531,9 @@ def build_recipients(recipients: Sequence[Recipient]) -> bytes:
         if recipient.binding is not None:
             entry["binding"] = recipient.binding
         if recipient.share is not None:
-            entry["share"] = dict(zip(("group", "threshold", "index"), recipient.share, strict=True))
+            entry["share"] = dict(
+                zip(("group", "threshold", "index"), recipient.share, strict=True)
+            )
         entries.append(entry)
     text = _dump_json(entries)
     try:
@@ -505,7 +541,9 @@ def build_recipients(recipients: Sequence[Recipient]) -> bytes:
     except DamagedError as error:
         raise ValueError(error.problem) from None
     if len(text) > MAX_RECIPIENTS_SIZE:
-        raise ValueError(f"the recipients need {len(text)} bytes; {MAX_RECIPIENTS_SIZE} are allowed")
+        raise ValueError(
+            f"the recipients need {len(text)} bytes; {MAX_RECIPIENTS_SIZE} are allowed"
+        )
     return text
 
 
@@ -535,7 +573,11 @@ def _parse_recipient(entry: Any) -> Recipient:
     if not isinstance(entry, dict):
         raise ValueError("one is not a map")
     needed = {"provider", "key", "pending" if "pending" in entry else "wrapped"}
-    allowed = needed | {"share"} | ({"binding"} if entry.get("provider") == "vault-transit" else set())
+    allowed = needed | {"share"}
+    if entry.get("provider") == "vault-transit":
+        allowed |= {"binding"}
+        if "wrapped" in needed:
+            needed |= {"binding"}
     if not needed <= entry.keys() <= allowed:
         raise ValueError("the members of one are not provider, key, and wrapped or pending")
     if not all(isinstance(entry[name], str) for name in needed - {"pending"}):
@@ -564,9 +606,13 @@ def _parse_recipient(entry: Any) -> Recipient:
 # Segments, frames, trailer
 
 
-def build_segment_fields(type: int, number: int, prev_frames: int, prev: bytes, salt: bytes) -> bytes:
+def build_segment_fields(
+    type: int, number: int, prev_frames: int, prev: bytes, salt: bytes
+) -> bytes:
     """Return the first 80 bytes of a segment header, from which its key and commitment derive."""
-    return _SEGMENT.pack(type, bytes(3), number, prev_frames, prev, salt, bytes(32))[:SEGMENT_FIELDS_SIZE]
+    return _SEGMENT.pack(type, bytes(3), number, prev_frames, prev, salt, bytes(32))[
+        :SEGMENT_FIELDS_SIZE
+    ]
 
 
 def parse_segment(header: bytes, offset: int) -> SegmentHeader:
@@ -579,14 +625,17 @@ def parse_segment(header: bytes, offset: int) -> SegmentHeader:
     if type not in (DATA_SEGMENT, INDEX_SEGMENT):
         raise DamagedError(f"a block of unknown type {type}", offset)
     if any(reserved):
-        raise DamagedError("a reserved byte of a segment header is not zero", offset + 1)
+        raise DamagedError("a reserved byte of a segment header is not zero", offset)
     return SegmentHeader(
         type, number, prev_frames, prev, salt, commitment, bytes(header[:SEGMENT_FIELDS_SIZE])
     )
 
 
-def parse_frame(buffer: bytes, at: int) -> tuple[int, int, int, int, bool]:
-    """Return (type, count, first, sealed_size, clean) of the frame header at buffer[at:]; clean: reserved bytes are 0."""
+def parse_frame(buffer: bytes | memoryview, at: int) -> tuple[int, int, int, int, bool]:
+    """Return (type, count, first, sealed_size, clean) of the frame header at buffer[at:].
+
+    clean says that its reserved bytes are zero.
+    """
     type, reserved, count, first, sealed_size, reserved_too = _FRAME.unpack_from(buffer, at)
     return type, count, first, sealed_size, not (any(reserved) or any(reserved_too))
 
@@ -609,7 +658,9 @@ def build_index(index: Index) -> bytes:
     """Return the index text, which the frames of the index segment carry."""
     return b"".join(
         (
-            _INDEX_HEAD.pack(len(index.segments), len(index.runs), index.total_frames, index.total_items),
+            _INDEX_HEAD.pack(
+                len(index.segments), len(index.runs), index.total_frames, index.total_items
+            ),
             *(_INDEX_SEGMENT.pack(*segment) for segment in index.segments),
             *(_INDEX_RUN.pack(*run) for run in index.runs),
             index.bounds,
@@ -637,7 +688,10 @@ def parse_index(text: bytes, content: Content, body: int, end: int) -> Index:
     bounds_at = runs_at + run_count * _INDEX_RUN.size
     if len(text) != bounds_at + 2 * value_size * total_frames:
         raise refuse("its size is not what its counts say")
-    segments = [SegmentEntry(*entry) for entry in _INDEX_SEGMENT.iter_unpack(text[_INDEX_HEAD.size : runs_at])]
+    segments = [
+        SegmentEntry(*entry)
+        for entry in _INDEX_SEGMENT.iter_unpack(text[_INDEX_HEAD.size : runs_at])
+    ]
     runs = [Run(*entry) for entry in _INDEX_RUN.iter_unpack(text[runs_at:bounds_at])]
 
     frames = items = 0
@@ -650,17 +704,17 @@ def parse_index(text: bytes, content: Content, body: int, end: int) -> Index:
         position += SEGMENT_HEADER_SIZE
         in_segment = last_count = 0
         while run is not None and run.segment == number:
-            if not 1 <= run.count <= content.frame_items or run.frames < 1:
+            if not 1 <= run.items <= content.frame_items or run.frames < 1:
                 raise refuse("a run is empty or over the frame size")
-            if run.step != run.count * content.item_size + FRAME_OVERHEAD:
+            if run.step != run.items * content.item_size + FRAME_OVERHEAD:
                 raise refuse("a run's step is not its frames' size")
             if (run.first_frame, run.first_item, run.offset) != (in_segment, items, position):
                 raise refuse("a run does not follow the one before")
-            if run.count == last_count:
+            if run.items == last_count:
                 raise refuse("two runs should be one")
-            last_count = run.count
+            last_count = run.items
             in_segment += run.frames
-            items += run.frames * run.count
+            items += run.frames * run.items
             position += run.frames * run.step
             if position > end:
                 raise refuse("a run reaches past the data")

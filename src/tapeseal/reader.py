@@ -92,7 +92,9 @@ class TapeReader:
             backward = chosen.step < 0
             if backward:
                 chosen = chosen[::-1]
-            picked = self._read(chosen.start, chosen.stop) if chosen.step == 1 else self._pick(chosen)
+            picked = (
+                self._read(chosen.start, chosen.stop) if chosen.step == 1 else self._pick(chosen)
+            )
             return picked[::-1] if backward else picked
         position = item.__index__()
         if position < 0:
@@ -162,7 +164,9 @@ class TapeReader:
         """
         self._check_open()
         if self.dtype.names is None or field not in self.dtype.names:
-            raise ValueError(f"{field!r} is no field of the records: they have {', '.join(self.dtype.names or ())}")
+            raise ValueError(
+                f"{field!r} is no field of the records: they have {', '.join(self.dtype.names or ())}"
+            )
         kind = self.dtype[field]
         if kind.kind in "mM":
             start, end = np.asarray(start, kind.kind + "8"), np.asarray(end, kind.kind + "8")
@@ -191,14 +195,16 @@ class TapeReader:
                 if number == len(body.runs):
                     return body.items
                 run = body.runs[number]
-                return run.first_item + (frame - int(first_frames[number])) * run.count
+                return run.first_item + (frame - int(first_frames[number])) * run.items
 
             spans = [(item(int(a)), item(int(b))) for a, b in edges.reshape(-1, 2)]
         for low, high in spans:
             for begin in range(low, high, size):
                 yield begin, min(begin + size, high)
 
-    def follow(self, poll_seconds: float = 0.02, idle_seconds: float | None = None) -> Iterator[Records]:
+    def follow(
+        self, poll_seconds: float = 0.02, idle_seconds: float | None = None
+    ) -> Iterator[Records]:
         """Iterate over all records from the first on, waiting for those still to be written.
 
         Ends when the tape is sealed and all of it was delivered.
@@ -217,16 +223,16 @@ class TapeReader:
             self._refresh()
             if delivered < len(self):
                 yield from (
-                    self._read(start, min(start + 65536, len(self))) for start in range(delivered, len(self), 65536)
+                    self._read(start, min(start + 65536, len(self)))
+                    for start in range(delivered, len(self), 65536)
                 )
                 delivered = len(self)
                 idle_since = time.monotonic()
-            elif self.sealed:
+                continue
+            idle = time.monotonic() - idle_since
+            if self.sealed or (idle_seconds is not None and idle >= idle_seconds):
                 return
-            elif idle_seconds is not None and time.monotonic() - idle_since >= idle_seconds:
-                return
-            else:
-                time.sleep(poll_seconds)
+            time.sleep(poll_seconds)
 
     def _refresh(self) -> None:
         """Take in what was written since the last look."""
@@ -238,7 +244,9 @@ class TapeReader:
         for attempt in range(3):
             size = os.fstat(body.fd).st_size
             if size < body.end:
-                raise TapeChangedError(f"{self.path} was cut to {size} bytes; {body.end} were read already")
+                raise TapeChangedError(
+                    f"{self.path} was cut to {size} bytes; {body.end} were read already"
+                )
             before = body.mark()
             try:
                 body.walk(size)
@@ -301,7 +309,9 @@ class ByteReader(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Go to a position in the plaintext and return it."""
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: len(self.tape)}.get(whence)
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: len(self.tape)}.get(
+            whence
+        )
         if base is None or base + offset < 0:
             raise ValueError(f"cannot seek to {offset} with whence {whence}")
         self._position = base + offset

@@ -64,7 +64,9 @@ class Recorder:
         on_close: Callable[[str, Anchor], None] | None = None,
     ) -> None:
         self._closed = True
-        if roll_size is not None and roll_size < 1 or roll_seconds is not None and roll_seconds <= 0:
+        if (1 if roll_size is None else roll_size) < 1 or (
+            1 if roll_seconds is None else roll_seconds
+        ) <= 0:
             raise ValueError("roll_size and roll_seconds must be above 0")
         self._template = os.fspath(template)
         self._fields = dict(fields or {})
@@ -136,10 +138,16 @@ class Recorder:
         try:
             wanted = Path(name.format_map(self._fields))
         except (KeyError, IndexError) as error:
-            raise ValueError(f"the template {self._template!r} names {error}, for which there is no field") from None
+            raise ValueError(
+                f"the template {self._template!r} names {error}, for which there is no field"
+            ) from None
         wanted.parent.mkdir(parents=True, exist_ok=True)
         for number in itertools.count():
-            path = wanted if number == 0 else wanted.with_name(f"{wanted.stem}-{number}{wanted.suffix}")
+            path = (
+                wanted
+                if number == 0
+                else wanted.with_name(f"{wanted.stem}-{number}{wanted.suffix}")
+            )
             try:
                 self._tape: TapeWriter = tape.open(
                     path,
@@ -158,7 +166,9 @@ class Recorder:
     def _close_behind(self, old: TapeWriter) -> None:
         """Seal a tape in a thread of its own: closings wait for the disk, and one must not hold up the next."""
         self._closing = [thread for thread in self._closing if thread.is_alive()]
-        thread = threading.Thread(target=self._close_tape, args=(old,), name=f"tapeseal closing {old.path}")
+        thread = threading.Thread(
+            target=self._close_tape, args=(old,), name=f"tapeseal closing {old.path}"
+        )
         self._closing.append(thread)
         thread.start()
 

@@ -14,7 +14,7 @@ from numpy.typing import DTypeLike
 
 from tapeseal import files, header, layout
 from tapeseal.body import Body
-from tapeseal.datakey import DataKey, Keyring
+from tapeseal.datakey import Keyring
 from tapeseal.errors import DamagedError
 from tapeseal.files import StrPath
 from tapeseal.reader import ByteReader, TapeReader
@@ -125,7 +125,9 @@ def open(
         tape = open_reader(name, keyring, expect, recover=recover, threads=threads)
         if tape.kind != kind:
             tape.close()
-            raise ValueError(f"{name} is a tape of {tape.kind}: open it with {'rb' if kind == 'records' else 'r'!r}")
+            raise ValueError(
+                f"{name} is a tape of {tape.kind}: open it with {'rb' if kind == 'records' else 'r'!r}"
+            )
         return io.BufferedReader(ByteReader(tape), 4 * tape.frame_size) if kind == "bytes" else tape
 
     record_type = None if dtype is None else np.dtype(dtype)
@@ -144,16 +146,29 @@ def open(
                 raise
     if output is None or body is None:
         if (record_type is None) != (kind == "bytes"):
-            raise ValueError("a new tape of records needs a dtype" if kind == "records" else "bytes have no dtype")
+            raise ValueError(
+                "a new tape of records needs a dtype"
+                if kind == "records"
+                else "bytes have no dtype"
+            )
         output, body = create(
-            name, keyring, kind, record_type, frame_size, index_by, encryption_context or {}, replace=mode[0] == "w"
+            name,
+            keyring,
+            kind,
+            record_type,
+            frame_size,
+            index_by,
+            encryption_context or {},
+            replace=mode[0] == "w",
         )
     return (TapeWriter if kind == "records" else ByteWriter)(output, body, threads, cut)
 
 
 def default_threads() -> int:
     """Return how many threads one call may use when nobody says."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return min(8, usable)
 
 
@@ -167,7 +182,12 @@ def open_file(path: str, flags: int) -> int:
 
 
 def open_reader(
-    path: str, keyring: Keyring, expect: Mapping[str, str] | None, *, recover: bool = False, threads: int = 1
+    path: str,
+    keyring: Keyring,
+    expect: Mapping[str, str] | None,
+    *,
+    recover: bool = False,
+    threads: int = 1,
 ) -> TapeReader:
     """Open a tape of any kind for reading; arguments and errors as open()."""
     fd = open_file(path, os.O_RDONLY)
@@ -377,5 +397,3 @@ def _rewrap_copy(path: str, fd: int, keyring: Keyring, to: Keyring) -> int:
             os.fsync(copy)
         files.sync_directory(path)
     return generation
-
-

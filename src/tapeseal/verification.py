@@ -200,7 +200,9 @@ def _verify_tape(
         try:
             header.check_mac(data_key, found.other, found.copy.copy_size)
         except DamagedError as error:
-            header_problems.append(Problem(error.offset, f"the second header copy: {error.problem}"))
+            header_problems.append(
+                Problem(error.offset, f"the second header copy: {error.problem}")
+            )
 
     problems: list[Problem] = []
     body = Body(fd, found, data_key)
@@ -215,7 +217,9 @@ def _verify_tape(
             body.walk(size, authenticate=False)
         except DamagedError as second:
             if second.offset != problems[0].offset:
-                problems.append(Problem(second.offset, f"{second.problem}; what follows was not checked"))
+                problems.append(
+                    Problem(second.offset, f"{second.problem}; what follows was not checked")
+                )
     problems += _check_frames(body, progress, threads)
     if problems:
         state = "damaged"
@@ -225,7 +229,9 @@ def _verify_tape(
             problems += _check_anchor(body, anchor)
     everything = sorted(set(header_problems + problems))
     reached = None if state == "damaged" else body.anchor
-    return Verification(state, everything, len(body.segments), body.frames, body.items, body.torn_bytes, reached)
+    return Verification(
+        state, everything, len(body.segments), body.frames, body.items, body.torn_bytes, reached
+    )
 
 
 def _check_frames(
@@ -255,7 +261,7 @@ def _check_frames(
         nonlocal done
         if run.segment in unreadable:
             return
-        size = (last - first) * run.count * body.item_size
+        size = (last - first) * run.items * body.item_size
         plain = memoryview(np.empty(size, np.uint8))
         try:
             body.open_frames(run, first, last, plain)
@@ -269,12 +275,15 @@ def _check_frames(
         if stored is not None:
             assert content.index_by is not None
             records = np.frombuffer(plain, content.dtype)
-            found = np.frombuffer(frame_bounds(records, content.index_by, run.count), stored.dtype).reshape(-1, 2)
+            found = np.frombuffer(
+                frame_bounds(records, content.index_by, run.items), stored.dtype
+            ).reshape(-1, 2)
             number = first_frames[run.offset] + first
             claimed = stored[number : number + last - first]
+            # NaN and NaT are no equals of themselves.
             same = (found == claimed) | ((found != found) & (claimed != claimed))
-            for place in np.flatnonzero(~same.all(axis=1)):
-                offset = run.offset + (first + int(place)) * run.step
+            for wrong in np.flatnonzero(~same.all(axis=1)):
+                offset = run.offset + (first + int(wrong)) * run.step
                 problems.append(Problem(offset, "the index holds other bounds for this frame"))
         done += size
         if progress is not None:
@@ -302,7 +311,7 @@ def _check_anchor(body: Body, anchor: Anchor) -> list[Problem]:
     before = frames = 0
     for run in body.runs:
         taken = min(run.frames, anchor.frames - frames)
-        before += taken * run.count
+        before += taken * run.items
         frames += taken
     if before != anchor.items:
         return refuse("the frames it counted hold other numbers of items")

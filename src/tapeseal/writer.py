@@ -53,7 +53,9 @@ class Output:
         """Cut off whatever a failed write left behind offset."""
         size = os.fstat(self.fd).st_size
         if size < offset:
-            raise TapeChangedError(f"{self.path} was cut to {size} bytes while its writer was at {offset}")
+            raise TapeChangedError(
+                f"{self.path} was cut to {size} bytes while its writer was at {offset}"
+            )
         os.ftruncate(self.fd, offset)
 
     def sync(self) -> None:
@@ -62,7 +64,6 @@ class Output:
         if self._new:
             files.sync_directory(self.path)
             self._new = False
-
 
     def close(self) -> None:
         """Give up the file and its lock."""
@@ -229,7 +230,9 @@ class FrameWriter:
 
     def _begin(self) -> None:
         if self._failed:
-            raise TapeChangedError(f"{self._output.path}: an earlier failure left the file unknown; open it anew")
+            raise TapeChangedError(
+                f"{self._output.path}: an earlier failure left the file unknown; open it anew"
+            )
         if self._unfinished is not None:
             self._undo()
         self._unfinished = (self._body.mark(), len(self._bounds))
@@ -276,7 +279,9 @@ class FrameWriter:
         frames = -(-count // self._frame_items)
         if self._sealed is None:
             step = len(self._plain) + FRAME_OVERHEAD
-            self._sealed = memoryview(np.empty(SEGMENT_HEADER_SIZE + self._group_frames * step, np.uint8))
+            self._sealed = memoryview(
+                np.empty(SEGMENT_HEADER_SIZE + self._group_frames * step, np.uint8)
+            )
         start = body.end
         used = 0
         if self._key is None or self._segment_full(frames, count):
@@ -371,7 +376,9 @@ class FrameWriter:
         key, commitment = body.data_key.segment_key(body.header.tape_id, fields)
         frames = max(1, -(-len(text) // frame_size))
         sealed = memoryview(
-            bytearray(SEGMENT_HEADER_SIZE + len(text) + frames * FRAME_OVERHEAD + layout.TRAILER_SIZE)
+            bytearray(
+                SEGMENT_HEADER_SIZE + len(text) + frames * FRAME_OVERHEAD + layout.TRAILER_SIZE
+            )
         )
         self._begin()
         sealed[:SEGMENT_HEADER_SIZE] = fields + commitment
@@ -402,7 +409,7 @@ class FrameWriter:
         for run in self._body.runs:
             for place in range(min(left, run.frames)):
                 plain = self._body.open_frames(run, place, place + 1)
-                bounds.append(frame_bounds(np.frombuffer(plain, dtype), self._index_by, run.count))
+                bounds.append(frame_bounds(np.frombuffer(plain, dtype), self._index_by, run.items))
             left -= min(left, run.frames)
         return b"".join(bounds)
 

@@ -49,7 +49,9 @@ _INSTRUMENTS = np.array([17077, 20631, 12904, 41190], dtype="u4")
 _PRICES = np.array([4_800, 17_025, 2_050, 37_800], dtype="i8") * 1_000_000_000
 _TICKS = np.array([250_000_000, 250_000_000, 100_000_000, 1_000_000_000], dtype="i8")
 _FLOW = np.cumsum([0.52, 0.27, 0.12, 0.09])
-_SIZES = np.array([1] * 12 + [2] * 4 + [3, 3, 4, 5, 5, 8, 10, 10, 15, 20, 25, 40, 50, 100], dtype="u4")
+_SIZES = np.array(
+    [1] * 12 + [2] * 4 + [3, 3, 4, 5, 5, 8, 10, 10, 15, 20, 25, 40, 50, 100], dtype="u4"
+)
 
 
 def generate(seed: int, count: int, start: int = SESSION_START) -> NDArray[Any]:
