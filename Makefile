@@ -47,7 +47,7 @@ check: setup ## lint, types, stub, packaging, workflows
 	@echo "Linting Python" && $(bin)/ruff check --quiet --output-format=concise && $(bin)/ruff format --check --quiet
 	@echo "Linting Cython" && PATH="$(CURDIR)/$(bin):$$PATH" cython-lint _core
 	@echo "Checking types" && $(bin)/mypy --no-error-summary
-	@echo "Comparing the stub with the extension" && $(python) -m mypy.stubtest tapeseal._core --concise \
+	@mkdir -p build && echo "Comparing the stub with the extension" && $(python) -m mypy.stubtest tapeseal._core --concise \
 	  --allowlist tests/stubtest-allowlist.txt --ignore-unused-allowlist >build/stubtest.log 2>&1 || { cat build/stubtest.log; exit 1; }
 	@echo "Checking what an sdist holds" && if [ -e .git ]; then $(bin)/check-manifest --quiet --no-build-isolation; \
 	  else echo "  skipped: not a git checkout"; fi
@@ -73,15 +73,15 @@ bench: setup $(venv)/bench ## compare with the peers, as a table and a plot
 	@$(python) -m benchmarks $(ARGS)
 
 bench-quick: setup $(venv)/bench ## run each benchmark briefly: does it run, is it right
-	@echo "Running the benchmarks briefly"
-	@$(pytest) benchmarks --benchmark-min-rounds=1 --benchmark-max-time=0.05 --benchmark-warmup=off \
+	@mkdir -p build && echo "Running the benchmarks briefly"
+	@$(python) -m pytest benchmarks --benchmark-min-rounds=1 --benchmark-max-time=0.05 --benchmark-warmup=off \
 	  --benchmark-json=build/benchmarks.json $(ARGS)
 
 dist: setup ## build the sdist, from it the wheel, and test that wheel without the source
-	@rm -rf dist build
-	@echo "Building the sdist, and the wheel from it" && $(linked) && $(python) -m build --outdir build/dist >build.log 2>&1 \
-	  || { tail -n 40 build.log; exit 1; }; rm -f build.log
-	@mkdir -p dist && mv build/dist/*.tar.gz dist/
+	@rm -rf dist build/dist && mkdir -p dist build
+	@echo "Building the sdist, and the wheel from it" && $(linked) && \
+	  $(python) -m build --outdir build/dist >build/dist.log 2>&1 || { tail -n 40 build/dist.log; exit 1; }
+	@mv build/dist/*.tar.gz dist/
 	@echo "Repairing the wheel" && if [ "$$(uname)" = Linux ]; then \
 	  PATH="$(CURDIR)/$(bin):$$PATH" auditwheel repair --wheel-dir dist build/dist/*.whl; else mv build/dist/*.whl dist/; fi
 	@echo "Testing it in a clean environment" && work=$$(mktemp -d) && trap 'rm -rf "$$work"' EXIT && \
@@ -132,7 +132,7 @@ $(venv)/libcrypto: FORCE | tools $(python)
 	if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
 
 $(venv)/installed: pyproject.toml setup.py $(core) $(venv)/libcrypto $(if $(wildcard src/tapeseal/_core.*.so),,FORCE) | tools $(python)
-	@set -e; $(linked); mkdir -p build; \
+	@set -e; $(linked); \
 	if [ -n "$(filter pyproject.toml setup.py,$?)" ]; then \
 	  echo "Installing tapeseal, editable, and the development tools"; \
 	  rm -rf src/tapeseal/_core.*.so build/lib.* build/temp.*; \

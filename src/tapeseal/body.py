@@ -27,6 +27,8 @@ PORTION_SIZE = 512 * 1024
 # Below this a second thread costs more than it brings.
 PARALLEL_SIZE = 4 * 1024 * 1024
 _WINDOW_SIZE = 4096
+# A reader that opens a tape while its writer cuts it back looks again so often.
+_LOAD_ATTEMPTS = 10
 
 
 @dataclass(frozen=True)
@@ -131,14 +133,13 @@ class Body:
     @property
     def anchor(self) -> Anchor:
         """How far the tape has come."""
-        last = self.segments[-1].commitment if self.segments else b""
+        return self.anchor_at(self.mark())
+
+    def anchor_at(self, mark: Mark) -> Anchor:
+        """Return how far the tape had come at a state that mark() gave."""
+        last = b"" if mark.last_segment is None else mark.last_segment.commitment
         return Anchor(
-            self.header.tape_id,
-            len(self.segments),
-            self.frames,
-            self.items,
-            last,
-            self.index_commitment,
+            self.header.tape_id, mark.segments, mark.frames, mark.items, last, self.index_commitment
         )
 
     def close(self) -> None:
@@ -161,7 +162,7 @@ class Body:
         )
 
     def reset(self, mark: Mark) -> None:
-        """Return to a state that mark() gave; later blocks are forgotten."""
+        """Return to an earlier state that mark() gave; later blocks are forgotten."""
         del self.segments[mark.segments :], self.runs[mark.runs :], self._starts[mark.runs :]
         if mark.last_segment is not None:
             self.segments[-1] = mark.last_segment
@@ -217,6 +218,12 @@ class Body:
         self.items -= run.items
         self.end -= run.step
 
+    def drop_empty_segment(self) -> None:
+        """Forget the last segment where it has no frame."""
+        if self.segments and not self.segments[-1].frames:
+            self.end = self.segments.pop().offset
+            self._keys.pop(len(self.segments), None)
+
     # Finding it
 
     def load(self, *, authenticate: bool = True) -> None:
@@ -225,9 +232,23 @@ class Body:
         Raises:
             DamagedError: something does not verify; what stands before it is found and authenticated.
         """
-        size = os.fstat(self.fd).st_size
-        trailer = files.pread_exact(self.fd, TRAILER_SIZE, size - TRAILER_SIZE)
-        index_at = layout.parse_trailer(trailer) if size >= self.end + TRAILER_SIZE else None
+        start = self.mark()
+        for _ in range(_LOAD_ATTEMPTS):
+            size = os.fstat(self.fd).st_size
+            try:
+                self._load(size, authenticate)
+                return
+            except DamagedError:
+                # Of a tape that a writer has cut meanwhile, parts of two states were seen.
+                if os.fstat(self.fd).st_size == size:
+                    raise
+                self.reset(start)
+        self._load(os.fstat(self.fd).st_size, authenticate)
+
+    def _load(self, size: int, authenticate: bool) -> None:
+        index_at = None
+        if size >= self.end + TRAILER_SIZE:
+            index_at = layout.parse_trailer(files.pread_exact(self.fd, TRAILER_SIZE, size - TRAILER_SIZE))
         if index_at is None:
             self.walk(size, authenticate=authenticate)
         elif not self.end <= index_at <= size - TRAILER_SIZE - SEGMENT_HEADER_SIZE:
@@ -236,7 +257,7 @@ class Body:
             self._load_index(index_at, size - TRAILER_SIZE)
 
     def _load_index(self, start: int, stop: int) -> None:
-        raw = files.pread_exact(self.fd, SEGMENT_HEADER_SIZE, start)
+        raw = self._read_segment_header(start)
         header = layout.parse_segment(raw, start)
         if header.type != layout.INDEX_SEGMENT:
             raise DamagedError("the trailer points to no index segment", start)
@@ -254,6 +275,12 @@ class Body:
             raise DamagedError("the index segment does not follow the segment before it", start)
         self.bounds, self.index_commitment = index.bounds, commitment
 
+    def _read_segment_header(self, at: int) -> bytes:
+        raw = files.pread_exact(self.fd, SEGMENT_HEADER_SIZE, at)
+        if len(raw) < SEGMENT_HEADER_SIZE:
+            raise DamagedError("the file ends inside a segment header", at)
+        return raw
+
     def _index_text(self, key: AESGCM, at: int, size: int) -> tuple[bytes, int, bool]:
         """Open the frames of an index segment; return their text, where they end, and whether the final one was met."""
         frame_size = self.header.content.frame_size
@@ -261,7 +288,9 @@ class Body:
         number = 0
         while True:
             head = files.pread_exact(self.fd, layout.FRAME_HEADER_SIZE, at)
-            if at + layout.FRAME_HEADER_SIZE > size or _all_zeros(self.fd, at, size):
+            if len(head) < layout.FRAME_HEADER_SIZE or at + layout.FRAME_HEADER_SIZE > size:
+                return bytes(text), at, False
+            if not any(head) and _all_zeros(self.fd, at, size):
                 return bytes(text), at, False
             type, count, _, sealed_size, clean = layout.parse_frame(head, 0)
             final = type == layout.FINAL_FRAME
@@ -276,6 +305,8 @@ class Body:
             if end > size:
                 return bytes(text), at, False
             frame = files.pread_exact(self.fd, end - at, at)
+            if len(frame) < end - at:
+                return bytes(text), at, False
             plain = bytearray(count)
             try:
                 key.open_frames(
@@ -295,12 +326,13 @@ class Body:
 
         Args:
             size: bytes of the file to look at.
-            authenticate: open the last frame of each segment too.
+            authenticate: open the last frame of each segment too, among those that are new.
 
         Raises:
             DamagedError: something does not verify. What stands before it is found, and `end` is where it starts.
         """
         self.torn_bytes = 0
+        known = self.frames
         frame_items, item_size = self.frame_items, self.item_size
         position = self.end
         expected = self.items
@@ -317,7 +349,7 @@ class Body:
         def damaged(problem: str) -> DamagedError:
             add()
             if authenticate:
-                self.authenticate_last()
+                self._authenticate_last(known)
             return DamagedError(problem, position)
 
         while True:
@@ -357,7 +389,7 @@ class Body:
                 if left < SEGMENT_HEADER_SIZE:
                     break
                 if authenticate:
-                    self.authenticate_last()
+                    self._authenticate_last(known)
                 sealed = self._walk_segment(position, size)
                 if sealed is None:
                     position = self.end
@@ -373,7 +405,7 @@ class Body:
             raise damaged(f"a block of unknown type {type}")
         add()
         if authenticate:
-            self.authenticate_last()
+            self._authenticate_last(known)
         self.torn_bytes = size - self.end
 
     def _walk_segment(self, at: int, size: int) -> bool | None:
@@ -382,8 +414,7 @@ class Body:
         Returns:
             None for a data segment, otherwise whether the index and its trailer are whole.
         """
-        raw = files.pread_exact(self.fd, SEGMENT_HEADER_SIZE, at)
-        header = layout.parse_segment(raw, at)
+        header = layout.parse_segment(self._read_segment_header(at), at)
         prev, prev_frames = self._previous(len(self.segments))
         if (header.number, header.prev, header.prev_frames) != (
             len(self.segments),
@@ -397,34 +428,44 @@ class Body:
         if header.type == layout.DATA_SEGMENT:
             self.add_segment(commitment, key)
             return None
-        _, end, complete = self._index_text(key, at + SEGMENT_HEADER_SIZE, size)
+        text, end, complete = self._index_text(key, at + SEGMENT_HEADER_SIZE, size)
         if not complete or size - end < TRAILER_SIZE or _all_zeros(self.fd, end, size):
             return False
         if files.pread_exact(self.fd, TRAILER_SIZE, end) != layout.build_trailer(at):
             raise DamagedError("something else than a trailer follows the index", end)
         if size > end + TRAILER_SIZE:
             raise DamagedError("something follows the trailer", end + TRAILER_SIZE)
-        # A tape that is sealed while it is followed; load() finds the others by their trailer.
-        self._load_index(at, end)
+        index = layout.parse_index(text, self.header.content, self.header.body, at)
+        if (index.segments, index.runs) != (self.segments, self.runs):
+            raise DamagedError("the index is not that of the frames before it", at)
+        self.bounds, self.index_commitment = index.bounds, commitment
         return True
 
-    def authenticate_last(self) -> None:
-        """Open the last frame of the last segment.
+    def _authenticate_last(self, known: int) -> None:
+        """Open the last frame of the last segment, unless it is one of the first `known` frames of the tape.
 
         Raises:
             DamagedError: it is not authentic; it is forgotten, and so are those before it up to one that is.
         """
         failed: DamagedError | None = None
-        while self.segments and self.segments[-1].frames:
-            run = self.runs[-1]
+        while self.frames > known and self.segments[-1].frames:
             try:
-                self.open_frames(run, run.frames - 1, run.frames)
+                self.open_last()
                 break
             except DamagedError as error:
                 failed = failed or error
                 self.drop_last_frame()
         if failed is not None:
             raise failed
+
+    def open_last(self) -> None:
+        """Open the last frame; there must be one.
+
+        Raises:
+            DamagedError: it is not authentic.
+        """
+        run = self.runs[-1]
+        self.open_frames(run, run.frames - 1, run.frames)
 
     # Opening it
 
@@ -437,10 +478,7 @@ class Body:
         key = self._keys.get(number)
         if key is None:
             entry = self.segments[number]
-            raw = files.pread_exact(self.fd, SEGMENT_HEADER_SIZE, entry.offset)
-            if len(raw) < SEGMENT_HEADER_SIZE:
-                raise DamagedError("the file ends inside a segment header", entry.offset)
-            header = layout.parse_segment(raw, entry.offset)
+            header = layout.parse_segment(self._read_segment_header(entry.offset), entry.offset)
             prev, prev_frames = self._previous(number)
             expected = (layout.DATA_SEGMENT, number, prev, prev_frames)
             if (header.type, header.number, header.prev, header.prev_frames) != expected:

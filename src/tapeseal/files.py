@@ -90,6 +90,22 @@ def lock(fd: int, start: int, size: int, what: str) -> None:
         raise TapeLockedError(errno.EAGAIN, f"{what} is open for writing elsewhere") from None
 
 
+def unlock(fd: int) -> None:
+    """Give up all locks of an open file: a fork that inherited the descriptor would keep them otherwise."""
+    if hasattr(fcntl, "F_OFD_SETLK"):
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0))
+    else:
+        fcntl.lockf(fd, fcntl.LOCK_UN)
+
+
+def has_name(fd: int, path: StrPath) -> bool:
+    """Whether an open file is the one that stands under `path` now."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
 @contextlib.contextmanager
 def new_file(path: StrPath, mode: int, *, replace: bool) -> Iterator[int]:
     """Open a new file for reading and writing under a temporary name; give it its own name when the body ends.

@@ -1,6 +1,7 @@
 """Reading tapes: slices, ranges of a field, batches, a tape that is still being written, bytes as a file object."""
 
 import io
+import operator
 import os
 import time
 from collections.abc import Iterator
@@ -96,7 +97,7 @@ class TapeReader:
                 self._read(chosen.start, chosen.stop) if chosen.step == 1 else self._pick(chosen)
             )
             return picked[::-1] if backward else picked
-        position = item.__index__()
+        position = operator.index(item)
         if position < 0:
             position += len(self)
         if not 0 <= position < len(self):
@@ -242,20 +243,37 @@ class TapeReader:
             return
         # A writer that cuts back and writes anew can be met in between; what is really damaged stays so.
         for attempt in range(3):
-            size = os.fstat(body.fd).st_size
-            if size < body.end:
-                raise TapeChangedError(
-                    f"{self.path} was cut to {size} bytes; {body.end} were read already"
-                )
+            # Its writer may have cut it back: nothing of it was delivered.
+            body.drop_empty_segment()
             before = body.mark()
-            try:
-                body.walk(size)
+            size = os.fstat(body.fd).st_size
+            problem = None
+            if size >= body.end:
+                try:
+                    body.walk(size)
+                except DamagedError as error:
+                    body.reset(before)
+                    problem = error
+                if body.frames > before.frames or body.sealed:
+                    # Frames of the same segment, or a segment that states how many frames are before it.
+                    return
+            self._check_last(size)
+            if problem is None:
                 return
-            except DamagedError:
-                body.reset(before)
-                if attempt == 2:
-                    raise
-                time.sleep(0.01)
+            if attempt == 2:
+                raise problem
+            time.sleep(0.01)
+
+    def _check_last(self, size: int) -> None:
+        """Raise TapeChangedError where the last frame is no longer what it was."""
+        try:
+            if size >= self._body.end:
+                if self._body.frames:
+                    self._body.open_last()
+                return
+        except DamagedError:
+            pass
+        raise TapeChangedError(f"{self.path} was cut or written over: records that were read are gone from it")
 
     def close(self) -> None:
         """Close the file and drop the keys; closing again does nothing."""
