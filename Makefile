@@ -17,11 +17,12 @@ core := $(filter-out _core/_core.c,$(wildcard _core/*.pyx _core/*.pxd _core/*.c 
 # What is linked: the PREFIX of a static libcrypto on the first line, or the word "system".
 linked = prefix=$$(head -n 1 $(venv)/libcrypto); if [ "$$prefix" != system ]; then export TAPESEAL_OPENSSL="$$prefix"; fi
 
+packages := gcc libc6-dev perl python3-dev python3-venv
 # $(call need,command that fails where something is missing,Debian packages that bring it)
 define need
 if ! { $(1); } >/dev/null 2>&1; then \
   if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
-    echo "Something is missing here. On Debian run: sudo apt-get install $(2)" >&2; exit 1; \
+    echo "$(2): missing. On Debian run: sudo apt-get install $(sort $(packages) $(2))" >&2; exit 1; \
   fi; \
   echo "Installing $(2) with apt-get"; \
   apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends $(2) >/dev/null; \
@@ -100,7 +101,7 @@ help:
 
 # Each line below is about ten milliseconds where nothing is missing.
 tools:
-	@$(call need,command -v $(PYTHON),python3 python3-venv python3-dev)
+	@$(call need,command -v $(PYTHON),python3)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; PYTHON=... names one" >&2; exit 1; }
 	@$(call need,$(PYTHON) -c 'import ensurepip',python3-venv)
 	@$(call need,test -e "$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h",python3-dev)
@@ -135,7 +136,7 @@ $(venv)/installed: pyproject.toml setup.py $(core) $(venv)/libcrypto $(if $(wild
 	@set -e; $(linked); \
 	if [ -n "$(filter pyproject.toml setup.py,$?)" ]; then \
 	  echo "Installing tapeseal, editable, and the development tools"; \
-	  rm -rf src/tapeseal/_core.*.so build/lib.* build/temp.*; \
+	  rm -rf src/tapeseal/_core.*.so _core/_core.c build/lib.* build/temp.*; \
 	  $(pip) install --group build; \
 	  $(pip) install --no-build-isolation --editable '.[all]' --group dev; \
 	else \

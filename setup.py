@@ -2,6 +2,7 @@
 
 import os
 import sys
+import sysconfig
 from glob import glob
 
 from setuptools import Extension, setup
@@ -11,12 +12,9 @@ core = Extension(
     sources=["_core/_core.pyx", "_core/frames.c", "_core/memory.c"],
     depends=glob("_core/*.pxd") + glob("_core/*.h"),  # also what puts them in the sdist
     extra_compile_args=[
-        "-O2",
-        "-Wall",
-        "-Wextra",
-        "-Wconversion",
-        "-fvisibility=hidden",
-        "-pthread",
+        *("-O2", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra", "-Wconversion"),
+        # Not our warnings: CPython's internal headers, which Cython includes, are not clean.
+        *("-isystem", sysconfig.get_path("include")),
     ],
     extra_link_args=["-pthread"],
 )

@@ -5,7 +5,7 @@
 #   build-openssl.sh --where    prints the PREFIX taken when none is given, in the user's cache
 #
 # The source is $TAPESEAL_OPENSSL_TARBALL, else upstream's newest release below, downloaded. Both must be one of the
-# releases below. Needs a C compiler, make and perl. Exit status 2: no source is to be had.
+# releases below. Needs a C compiler, make and perl. Exit status 2: it cannot be built here, for want of perl or source.
 set -euo pipefail
 
 # Version and SHA-256 of upstream's tarballs, newest first.
@@ -41,8 +41,7 @@ whole() {
 }
 
 tarball=${TAPESEAL_OPENSSL_TARBALL:-}
-newest=${releases[0]}
-wanted=$newest
+wanted=${releases[0]}
 if [ -n "$tarball" ]; then
   if [ ! -f "$tarball" ]; then
     say "no source: TAPESEAL_OPENSSL_TARBALL is $tarball, which is no file"
@@ -80,6 +79,11 @@ if [ "$prefix" = --where ]; then
 fi
 if whole "$prefix"; then
   exit
+fi
+
+if ! perl -MIPC::Cmd -MPod::Usage -e 1 2>/dev/null; then
+  say "no perl, or not all of it (Debian's package perl, Fedora's perl-core)"
+  exit 2
 fi
 
 version=${wanted%% *}

@@ -14,7 +14,7 @@ from rich.bar import Bar
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.harness import SUBJECTS, Result, Settings, Workers, measure, scratch_directory
+from benchmarks.harness import SUBJECTS, Result, Workers, measure, scratch_settings
 from benchmarks.questions import QUESTIONS, Question, Results
 
 
@@ -47,9 +47,9 @@ def table(question: Question, results: list[Result]) -> Table:
     layout = Table(title=question.name, title_justify="left", title_style="bold", pad_edge=False)
     layout.add_column("", no_wrap=True)
     for heading in ("minimum", "median", "ns/record", "GB/s"):
-        layout.add_column(heading, justify="right", no_wrap=True)
-    layout.add_column("of the first", justify="right", no_wrap=True)
-    layout.add_column("tapeseal is", justify="right", no_wrap=True)
+        layout.add_column(heading, justify="right", no_wrap=True, min_width=8)
+    layout.add_column("of 1st", justify="right", no_wrap=True)
+    layout.add_column("tapeseal", justify="right", no_wrap=True)
     layout.add_column("", no_wrap=True)
     for label, group in groupby(results, lambda result: result.row.label):
         rows = list(group)
@@ -72,7 +72,7 @@ def table(question: Question, results: list[Result]) -> Table:
                 f"{result.size / result.median:.3g}" if result.size else "",
                 f"{speed / _speed(present[0]):.2f}",
                 f"{_speed(ours) / speed:.3g} x" if ours and result is not ours else "",
-                Bar(fastest, 0, speed, width=24, color="cyan" if result is ours else "blue"),
+                Bar(fastest, 0, speed, width=20, color="cyan" if result is ours else "blue"),
             )
     return layout
 
@@ -120,7 +120,9 @@ def main() -> None:
     """Ask the named questions, all of them by default."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(QUESTIONS))
-    parser.add_argument("--quick", action="store_true", help="small sizes, few rounds: does it run?")
+    parser.add_argument(
+        "--quick", action="store_true", help="small sizes, few rounds: does it run?"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers there")
     arguments = parser.parse_args()
     unknown = [name for name in arguments.names if name not in QUESTIONS]
@@ -129,10 +131,9 @@ def main() -> None:
 
     console = Console()
     if not console.is_terminal:
-        console = Console(width=132)
+        console = Console(width=140)
     report: dict[str, Any] = {"machine": machine(), "results": [], "measures": []}
-    with scratch_directory() as directory:
-        settings = Settings.quick(directory) if arguments.quick else Settings(directory)
+    with scratch_settings(arguments.quick) as settings:
         report["settings"] = asdict(settings)
         with Workers(settings) as workers, console.status("starting") as status:
             for name in arguments.names or QUESTIONS:
@@ -152,12 +153,13 @@ def main() -> None:
     for title, facts in (("Machine", report["machine"]), ("Versions", report["versions"])):
         console.print(f"[bold]{title}")
         for name, value in facts.items():
-            console.print(f"  {name}: {value}", highlight=False)
+            console.print(f"  {name}: {value}", highlight=False, markup=False)
     sizes = ", ".join(f"{name} {value}" for name, value in report["settings"].items())
     console.print(f"[bold]Settings[/]\n  {sizes}", highlight=False)
     console.print(
-        "\nA run's time is the median, or minimum, of its rounds; ~ marks medians over 10 % above the minimum."
-        "\n'of the first' is the speed beside the first row of the group. Only ratios within one run count.",
+        "\nThe time of a run is the median, or minimum, of its rounds; ~ marks a median over 10 % above the minimum.\n"
+        "'of 1st' is the speed beside the first row of the group, 'tapeseal' its speed beside this row.\n"
+        "Only ratios within one run count.",
         highlight=False,
     )
     if arguments.json:

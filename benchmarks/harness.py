@@ -14,11 +14,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from benchmarks.records import MBO, market_by_order
+import numpy as np
+from numpy.typing import NDArray
 
-FRAME_SIZE = 65536
-FRAME_RECORDS = FRAME_SIZE // MBO.itemsize
 MIB = 2**20
+FRAME_SIZE = 65536
+RECORD_SIZE = 56
+FRAME_RECORDS = FRAME_SIZE // RECORD_SIZE
+
+RECORDS_FILE = "records.npy"
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Settings:
     """The sizes of everything, in bytes or in records, and where files go."""
 
     directory: str
-    rounds: int = 5
+    rounds: int = 9
     memory_size: int = 64 * MIB
     memory_calls: int = 20  # the first after another process ran finds cold caches
     file_size: int = 1024 * MIB
@@ -43,8 +47,8 @@ class Settings:
             rounds=2,
             memory_size=8 * MIB,
             memory_calls=5,
-            file_size=64 * MIB,
-            slow_file_size=4 * MIB,
+            file_size=16 * MIB,
+            slow_file_size=16 * MIB,
             records=200_000,
             slice_records=200_000,
             lookups=20,
@@ -57,7 +61,12 @@ class Settings:
     @property
     def tape_records(self) -> int:
         """As many records as make a tape of `file_size`."""
-        return self.file_size // MBO.itemsize
+        return self.file_size // RECORD_SIZE
+
+    def load_records(self, count: int) -> NDArray[np.void]:
+        """Return the first records of the seeded order flow, at most `records` of them."""
+        records: NDArray[np.void] = np.load(self.path(RECORDS_FILE), mmap_mode="r")
+        return np.array(records[:count])
 
     @property
     def source(self) -> Path:
@@ -72,7 +81,7 @@ class Settings:
     def _records_file(self, name: str, size: int) -> Path:
         path = self.path(name)
         if not path.exists():
-            data = market_by_order(MIB).tobytes()
+            data = self.load_records(self.records).tobytes()
             with path.open("wb") as file:
                 for start in range(0, size, len(data)):
                     file.write(data[: size - start])
@@ -114,7 +123,7 @@ class Subject:
 SUBJECTS = {
     "ours": Subject("tapeseal"),
     "native": Subject("C loop"),
-    "startup": Subject("Python"),
+    "startup": Subject("numpy"),
     "coreutils": Subject("cp"),
     "age": Subject("age", "apt-get install age"),
     "pyca": Subject("cryptography", "pip install 'cryptography>=50'"),
@@ -264,17 +273,23 @@ def measure(rows: list[Row], workers: Workers, progress: Callable[[str], None]) 
     for subject in {result.row.subject for _, result in present}:
         workers[subject].ask(do="drop")
     for file in Path(workers.settings.directory).iterdir():
-        file.unlink()
+        if file.name != RECORDS_FILE:
+            file.unlink()
     return results
 
 
 @contextmanager
-def scratch_directory() -> Iterator[str]:
-    """A directory in memory (tmpfs) where there is one, removed with all files at the end."""
+def scratch_settings(quick: bool) -> Iterator[Settings]:
+    """Settings with a directory in memory (tmpfs) where there is one, removed with all files at the end."""
+    # The peers' processes import this module too, and not tapeseal.
+    from tapeseal.cli.orderflow import generate
+
     memory = "/dev/shm"
     parent = memory if os.path.isdir(memory) and os.access(memory, os.W_OK) else None
     directory = tempfile.mkdtemp(prefix="tapeseal-bench-", dir=parent)
     try:
-        yield directory
+        settings = Settings.quick(directory) if quick else Settings(directory)
+        np.save(settings.path(RECORDS_FILE), generate(seed=1, count=settings.records))
+        yield settings
     finally:
         shutil.rmtree(directory)

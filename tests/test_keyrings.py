@@ -92,9 +92,9 @@ def argon2id(passphrase, salt, memory_kib, iterations, lanes):
     )
 
 
-def key_line(key, passphrase=None, *, parameters=(8, 1, 1), salt=None):
+def key_line(key, passphrase=None, *, created=CREATED, parameters=(8, 1, 1), salt=None):
     """Return the line of a key, under a passphrase as cheaply as the layout allows."""
-    start = f"key {key_id(key)} created={CREATED} "
+    start = f"key {key_id(key)} created={created} "
     if passphrase is None:
         return f"{start}secret={key.hex()}\n"
     salt = salt or os.urandom(16)
@@ -335,8 +335,10 @@ def test_a_file_that_would_grow_too_long_takes_no_key(tmp_path, filler):
 
 def swapped_members(name):
     """Return two sealed lines that have exchanged one member."""
-    lines = [key_line(key, PASSPHRASE) for key in (KEY_1, KEY_2)]
-    lines[1] = lines[1].replace(CREATED, "2026-12-01T09:00:00Z")  # Lest the times be equal.
+    lines = [
+        key_line(KEY_1, PASSPHRASE),
+        key_line(KEY_2, PASSPHRASE, created="2026-12-01T09:00:00Z"),
+    ]
     found = [re.search(rf"{name}[ =]([^ \n]*)", line) for line in lines]
     for at in (0, 1):
         start, stop = found[at].span(1)
@@ -448,29 +450,8 @@ def test_refuses_a_file_of_another_user(tmp_path, plain, name):
     """Whoever owns the file could change it."""
     os.chown(plain, 12345, -1)
     read = LocalKeyring if name == "key" else passphrase_from_file
-    with pytest.raises(KeyUnavailableError, match="another user .uid 12345.*chown 0 "):
+    with pytest.raises(KeyUnavailableError, match=r"another user .uid 12345.*chown 0 "):
         read(str(plain))
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_opens_a_file_of_root(tmp_path):
-    """Other users take root's word, where an access list or a capability lets them read it."""
-    path = key_file(tmp_path / "k", PLAIN_LINE)
-    script = """
-        import os, sys
-        from tapeseal.keyrings.local import LocalKeyring
-        from tapeseal import _core
-        os.setresuid(0, 12345, 0)
-        os.setfsuid = None
-        try:
-            print(LocalKeyring(sys.argv[1]).key_ids[-1])
-        except Exception as error:
-            print(type(error).__name__, error)
-    """
-    done = run(script, path)
-    assert f"KeyUnavailableError the key file {path} could not be opened: Permission denied" == (
-        done.stdout.strip()
-    )
 
 
 def test_follows_symlinks(plain, tmp_path):
@@ -506,7 +487,7 @@ def test_refuses_what_is_no_file(tmp_path, plain, kind):
         path.symlink_to(path)
     else:
         path = plain / "k"
-    with pytest.raises(KeyUnavailableError, match="no regular file|could not be opened"):
+    with pytest.raises(KeyUnavailableError, match=r"no regular file|could not be opened"):
         LocalKeyring(path)
 
 
@@ -877,9 +858,9 @@ def test_refuses_a_passphrase_file_that_others_have_access_to(tmp_path, mode):
 
 def test_refuses_sources_that_are_not_there(tmp_path):
     """A missing file, descriptor or variable is named."""
-    with pytest.raises(KeyUnavailableError, match="no passphrase file .*/p; is the path right"):
+    with pytest.raises(KeyUnavailableError, match=r"no passphrase file .*/p; is the path right"):
         passphrase_from_file(str(tmp_path / "p"))
-    with pytest.raises(KeyUnavailableError, match="passphrase file .* is no regular file or pipe"):
+    with pytest.raises(KeyUnavailableError, match=r"passphrase file .* is no regular file or pipe"):
         passphrase_from_file(str(tmp_path))
     with pytest.raises(PassphraseError, match="descriptor 987654: Bad file descriptor"):
         passphrase_from_fd(987654)
@@ -1199,9 +1180,9 @@ def test_none_of_any_of_opens(rings, sealed):
     with pytest.raises(KeyUnavailableError, match=r"none of the keyrings.*/b has .*/c has") as one:
         AnyOf(rings[1:]).unwrap(recipients, CONTEXT)
     assert not isinstance(one.value, PassphraseError)
-    with pytest.raises(PassphraseError, match="none of the keyrings.*/b has .*does not open"):
+    with pytest.raises(PassphraseError, match=r"none of the keyrings.*/b has .*does not open"):
         AnyOf([rings[1], wrong]).unwrap([wrap(KEY_1)], CONTEXT)
-    with pytest.raises(KeyUnavailableError, match="^no recipient of the tape"):
+    with pytest.raises(KeyUnavailableError, match=r"^no recipient of the tape"):
         AnyOf(rings[1:2]).unwrap(recipients, CONTEXT)
 
 
@@ -1282,18 +1263,25 @@ def test_refuses_no_uris():
         keyring([])
 
 
-def test_providers_are_imported_when_named():
-    """Importing keyring() imports no provider and none of what they need."""
+def test_what_a_passphrase_needs_is_imported_for_a_passphrase(plain):
+    """A key file under none opens without `cryptography`, and no other provider's needs load."""
     script = """
         import sys
         from tapeseal.keyrings import keyring
-        found = {"tapeseal.keyrings.local", "cryptography", "boto3", "hvac"} & sys.modules.keys()
-        print(sorted(found))
+        keyring("local:" + sys.argv[1]).generate({})
+        print(sorted({"cryptography", "boto3", "hvac"} & sys.modules.keys()))
     """
-    assert run(script).stdout == "[]\n"
+    assert run(script, plain).stdout == "[]\n"
 
 
 # What must not get out
+
+
+def safe_repr(value):
+    try:
+        return repr(value)
+    except Exception:
+        return ""
 
 
 def leaks(error, secrets):
@@ -1310,9 +1298,9 @@ def leaks(error, secrets):
         shown = [str(each), repr(each), repr(each.args), repr(vars(each))]
         for frame, _ in traceback.walk_tb(each.__traceback__):
             if Path(frame.f_code.co_filename).is_relative_to(PACKAGE):
-                shown += map(repr, frame.f_locals.values())
+                shown += map(safe_repr, frame.f_locals.values())
                 for value in frame.f_locals.values():
-                    shown += map(repr, getattr(value, "__dict__", {}).values())
+                    shown += map(safe_repr, getattr(value, "__dict__", {}).values())
         found |= {secret for secret in secrets for text in shown if secret in text}
     return found
 
@@ -1365,7 +1353,6 @@ def canary_errors(tmp_path):
     source.write_bytes(CANARY_PASSPHRASE * 200)
     source.chmod(0o600)
     yield lambda: passphrase_from_file(str(source))
-    yield lambda: keyring(f"local:{tmp_path}/k?passphrase={CANARY_PASSPHRASE.decode()}")
 
 
 def test_no_error_shows_a_secret(tmp_path):
@@ -1395,7 +1382,7 @@ def test_a_keyring_is_not_copied(plain, rings):
             take(ring)
     with pytest.raises(TypeError, match="neither pickled nor copied"):
         pickle.dumps(AnyOf(rings))
-    assert f"<LocalKeyring {plain}, current key {ID_2}>" == repr(ring)
+    assert f"<LocalKeyring {plain}>" == repr(ring)
     assert f"AnyOf([{ring!r}])" == repr(AnyOf([ring]))
 
 
@@ -1440,15 +1427,21 @@ def holds(pid, secrets):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at a process through /proc")
 @pytest.mark.parametrize("name", ["plain", "sealed"])
-def test_no_secret_stays_in_memory(plain, sealed, name):
+def test_no_secret_stays_in_memory(tmp_path, name):
     """Of an open keyring only the cipher's own key stands in memory, of a dropped one nothing."""
-    path = {"plain": plain, "sealed": sealed}[name]
+    # Not the frozen ones, whose sequences stand in some table of any process.
+    key, other, data_key = (os.urandom(32) for _ in range(3))
+    # Of the passphrase the library that stretches it leaves a copy: see docs/key-file.md.
+    passphrase = os.urandom(16).hex().encode()
+    under = passphrase if name == "sealed" else None
+    path = key_file(tmp_path / "k", key_line(key, under), key_line(other, under))
     reading, writing = os.pipe()
-    os.write(writing, PASSPHRASE + b"\n")
+    os.write(writing, passphrase + b"\n")
     os.close(writing)
-    uri = f"local:{path}" + (f"?passphrase_fd={reading}" if name == "sealed" else "")
+    uri = f"local:{path}" + (f"?passphrase_fd={reading}" if under else "")
+    recipient = wrap(key, data_key)
     process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(HOLD), uri, ID_1, wrap(KEY_1).wrapped],
+        [sys.executable, "-c", textwrap.dedent(HOLD), uri, recipient.key, recipient.wrapped],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         pass_fds=[reading],
@@ -1456,12 +1449,11 @@ def test_no_secret_stays_in_memory(plain, sealed, name):
     )
     os.close(reading)
     secrets = {
-        "key": KEY_1,
-        "digits of the key": KEY_1.hex().encode(),
-        "other key": KEY_2,
-        "digits of the other key": KEY_2.hex().encode(),
-        "passphrase": PASSPHRASE,
-        "data key": DATA_KEY,
+        "key": key,
+        "digits of the key": key.hex().encode(),
+        "other key": other,
+        "digits of the other key": other.hex().encode(),
+        "data key": data_key,
     }
     with process:
         assert process.stdout.readline() == b"open\n"

@@ -18,7 +18,7 @@ def file(settings: Settings, opening: bool) -> Job:
     identity, sealed, back = (settings.path(f"{name}{end}") for end in (".key", ".age", ".out"))
     identity.unlink(missing_ok=True)
     subprocess.run(["age-keygen", "-o", identity], check=True, capture_output=True)
-    derive = ["age-keygen", "-y", identity]
+    derive = ["age-keygen", "-y", str(identity)]
     recipient = subprocess.run(derive, check=True, capture_output=True, text=True).stdout.strip()
 
     def encrypt() -> None:

@@ -21,7 +21,11 @@ def version() -> str:
 def file(settings: Settings, opening: bool) -> Job:
     """Encrypt or decrypt a smaller file as a stream."""
     name = "esdk-decrypt" if opening else "esdk-encrypt"
-    source, sealed, back = settings.slow_source, settings.path(f"{name}.sealed"), settings.path(name)
+    source, sealed, back = (
+        settings.slow_source,
+        settings.path(f"{name}.sealed"),
+        settings.path(name),
+    )
     providers = AwsCryptographicMaterialProviders(config=MaterialProvidersConfig())
     keyring = providers.create_raw_aes_keyring(
         input=CreateRawAesKeyringInput(

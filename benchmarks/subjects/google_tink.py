@@ -44,7 +44,11 @@ def file(settings: Settings, opening: bool) -> Job:
     template = streaming_aead.streaming_aead_key_templates.AES256_GCM_HKDF_1MB
     key = tink.new_keyset_handle(template).primitive(streaming_aead.StreamingAead)
     name = "tink-decrypt" if opening else "tink-encrypt"
-    source, sealed, back = settings.slow_source, settings.path(f"{name}.sealed"), settings.path(name)
+    source, sealed, back = (
+        settings.slow_source,
+        settings.path(f"{name}.sealed"),
+        settings.path(name),
+    )
 
     def encrypt() -> None:
         with (

@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import FRAME_RECORDS, FRAME_SIZE, Job, Settings
-from benchmarks.records import MBO, market_by_order
+from benchmarks.harness import FRAME_RECORDS, FRAME_SIZE, RECORD_SIZE, Job, Settings
 
 OVERHEAD = 24 + 16
 
@@ -71,24 +70,26 @@ def frames(settings: Settings, opening: bool, threads: int, kept: int | None = N
     plain[:] = 0
     loop(False, kept)
     assert np.array_equal(expected, plain)
-    return Job(lambda: loop(not opening, count), size=count * FRAME_SIZE, calls=settings.memory_calls)
+    return Job(
+        lambda: loop(not opening, count), size=count * FRAME_SIZE, calls=settings.memory_calls
+    )
 
 
 def _file(settings: Settings, name: str, records: int) -> tuple[int, int]:
-    """Return a new file's descriptor, and how many whole frames come nearest to that many records."""
+    """Return a new file's descriptor, and how many whole frames that many records make."""
     descriptor = os.open(settings.path(name), os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-    return descriptor, max(1, round(records / FRAME_RECORDS))
+    return descriptor, records // FRAME_RECORDS
 
 
 def _loop_file(sealing: bool, file: int, array: Any, count: int, threads: int) -> None:
-    size = FRAME_RECORDS * MBO.itemsize
+    size = FRAME_RECORDS * RECORD_SIZE
     _checked(_loops().loop_file, sealing, file, array.ctypes.data, count, size, threads)
 
 
 def append(settings: Settings, threads: int = 1) -> Job:
     """Seal records frame by frame and write each frame to a new file."""
     file, count = _file(settings, f"loop-append-{threads}", settings.records)
-    records = market_by_order(count * FRAME_RECORDS)
+    records = settings.load_records(count * FRAME_RECORDS)
     _loop_file(True, file, records, count, threads)
     back = np.empty_like(records)
     _loop_file(False, file, back, count, threads)
@@ -104,11 +105,11 @@ def append(settings: Settings, threads: int = 1) -> Job:
 def read_slice(settings: Settings, threads: int) -> Job:
     """Read frames and open them into a new array."""
     file, count = _file(settings, f"loop-slice-{threads}", settings.slice_records)
-    records = market_by_order(count * FRAME_RECORDS)
+    records = settings.load_records(count * FRAME_RECORDS)
     _loop_file(True, file, records, count, threads)
 
     def read() -> Any:
-        array = np.empty(len(records), MBO)
+        array = np.empty_like(records)
         _loop_file(False, file, array, count, threads)
         return array
 

@@ -1,20 +1,28 @@
 """Tapeseal itself: the core over frames in memory, and tapes."""
 
+import filecmp
 import os
+import random
+import subprocess
+import sys
 from importlib.metadata import version as installed
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from benchmarks.harness import FRAME_SIZE, Job, Settings
+import tapeseal
+from benchmarks.harness import FRAME_SIZE, RECORD_SIZE, Job, Settings
+from benchmarks.subjects import startup
 from tapeseal import _core
+from tapeseal.keyrings.local import create_key_file
 
 OVERHEAD = _core.FRAME_HEADER_SIZE + _core.TAG_SIZE
 
 
 def version() -> str:
     """The package's version and its libcrypto."""
-    return f"{installed('tapeseal')}, {_core.openssl_version()}"
+    return f"{installed('tapeseal')}, {tapeseal.openssl_version()}"
 
 
 def frames(settings: Settings, opening: bool, threads: int, kept: int | None = None) -> Job:
@@ -48,3 +56,126 @@ def frames(settings: Settings, opening: bool, threads: int, kept: int | None = N
     unseal()
     assert np.array_equal(expected, plain)
     return Job(unseal if opening else seal, size=count * FRAME_SIZE, calls=settings.memory_calls)
+
+
+def _keyring(settings: Settings) -> tapeseal.Keyring:
+    path = settings.path("tapeseal.key")
+    if not path.exists():
+        create_key_file(path)
+    return tapeseal.keyring(f"local:{path}")
+
+
+def append(
+    settings: Settings, batch: int, threads: int | None = None, index_by: str | None = None
+) -> Job:
+    """Append records in batches to a new tape and flush it; opening and sealing the tape are not timed."""
+    keyring = _keyring(settings)
+    path = settings.path(f"append-{batch}-{threads}-{index_by}.tape")
+    records = settings.load_records(settings.records)
+    batches = [records[start : start + batch] for start in range(0, len(records), batch)]
+    tape: tapeseal.TapeWriter | None = None
+
+    def anew() -> None:
+        nonlocal tape
+        if tape is not None:
+            tape.close(seal=False)
+            path.unlink()
+        tape = tapeseal.open(
+            path, "w", keyring=keyring, dtype=records.dtype, threads=threads, index_by=index_by
+        )
+
+    def run() -> None:
+        assert tape is not None
+        append = tape.append
+        for part in batches:
+            append(part)
+        tape.flush()
+
+    anew()
+    run()
+    with tapeseal.open(path, keyring=keyring) as reader:
+        assert np.array_equal(records, reader[:])
+    return Job(run, before=anew, size=records.nbytes, records=len(records))
+
+
+def _tape(
+    settings: Settings, name: str, count: int
+) -> tuple[tapeseal.TapeReader, NDArray[np.void]]:
+    """Make a sealed tape of so many records and open it; also return the records that it repeats."""
+    keyring = _keyring(settings)
+    path = settings.path(name)
+    records = settings.load_records(settings.records)
+    with tapeseal.open(path, "w", keyring=keyring, dtype=records.dtype) as writer:
+        for start in range(0, count, len(records)):
+            writer.append(records[: count - start])
+    return tapeseal.open(path, keyring=keyring, threads=2), records
+
+
+def read_one(settings: Settings) -> Job:
+    """Read one record, anywhere in a large tape."""
+    tape, records = _tape(settings, "lookup.tape", settings.tape_records)
+    numbers = random.Random(1)
+    for number in (numbers.randrange(len(tape)) for _ in range(100)):
+        assert records[number % len(records)] == tape[number]
+    return Job(
+        lambda: tape[numbers.randrange(len(tape))],
+        size=RECORD_SIZE,
+        records=1,
+        calls=settings.lookups,
+    )
+
+
+def read_slice(settings: Settings, threads: int) -> Job:
+    """Read a slice of a large tape, from anywhere but a frame's edge, into a new array."""
+    assert threads == 2
+    size = settings.slice_records
+    tape, records = _tape(settings, "slice.tape", 2 * size)
+    start = size // 3
+    assert np.array_equal(
+        np.resize(records, 2 * size)[start : start + size], tape[start : start + size]
+    )
+    return Job(lambda: tape[start : start + size], size=size * RECORD_SIZE, records=size)
+
+
+def file(settings: Settings, opening: bool) -> Job:
+    """Encrypt or decrypt a file."""
+    keyring = _keyring(settings)
+    name = "decrypt" if opening else "encrypt"
+    sealed, back = settings.path(f"{name}.tape"), settings.path(f"{name}.out")
+
+    def encrypt() -> None:
+        tapeseal.encrypt_file(settings.source, sealed, keyring=keyring)
+
+    def decrypt() -> None:
+        tapeseal.decrypt_file(sealed, back, keyring=keyring)
+
+    encrypt()
+    decrypt()
+    assert filecmp.cmp(settings.source, back, shallow=False)
+    target = back if opening else sealed
+    run = decrypt if opening else encrypt
+    return Job(run, settings.file_size, before=lambda: target.unlink(missing_ok=True))
+
+
+def memory(settings: Settings, opening: bool, share: float) -> float:
+    """Return how many MiB a process takes over its import to encrypt or decrypt a share of the large file."""
+    _keyring(settings)
+    part, sealed, back = (settings.path(f"memory.{end}") for end in ("part", "tape", "out"))
+    with settings.source.open("rb") as source, part.open("wb") as target:
+        os.sendfile(target.fileno(), source.fileno(), 0, round(settings.file_size * share))
+    grown = 0.0
+    for verb, source_path, target_path in (("encrypt", part, sealed), ("decrypt", sealed, back)):
+        command = [sys.executable, "-m", "benchmarks.memory", verb]
+        paths = [settings.path("tapeseal.key"), source_path, target_path]
+        answer = subprocess.run([*command, *paths], check=True, capture_output=True, text=True)
+        if (verb == "decrypt") == opening:
+            grown = float(answer.stdout)
+    assert filecmp.cmp(part, back, shallow=False)
+    for path in (part, sealed, back):
+        path.unlink()
+    return grown
+
+
+def start(settings: Settings) -> Job:
+    """Start Python and import tapeseal."""
+    return startup.start(settings, "tapeseal")

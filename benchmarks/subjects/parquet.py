@@ -12,8 +12,7 @@ import pyarrow
 import pyarrow.parquet
 import pyarrow.parquet.encryption as encryption
 
-from benchmarks.harness import Job, Settings
-from benchmarks.records import MBO, market_by_order
+from benchmarks.harness import RECORD_SIZE, Job, Settings
 
 ROW_GROUP = 2**20
 
@@ -43,14 +42,14 @@ class _LocalKms(encryption.KmsClient):  # type: ignore[misc]
 class _Store:
     """An encrypted Parquet file of records."""
 
-    def __init__(self, settings: Settings, name: str) -> None:
+    def __init__(self, settings: Settings, name: str, columns: list[str]) -> None:
         self.path = settings.path(name)
         keys = {"footer": os.urandom(32), "columns": os.urandom(32)}
         self._factory = encryption.CryptoFactory(lambda _: _LocalKms(keys))
         self._connection = encryption.KmsConnectionConfig()
         self._configuration = encryption.EncryptionConfiguration(
             footer_key="footer",
-            column_keys={"columns": list(MBO.names or ())},
+            column_keys={"columns": columns},
             double_wrapping=False,
             cache_lifetime=timedelta(hours=1),
             data_key_length_bits=256,
@@ -72,18 +71,21 @@ class _Store:
 
 
 def _table(records: npt.NDArray[np.void]) -> Any:
-    columns = {name: np.ascontiguousarray(records[name]) for name in MBO.names or ()}
+    columns = {name: np.ascontiguousarray(records[name]) for name in records.dtype.names or ()}
     # One letter is one byte: Arrow would otherwise make a variable-length column of it.
     return pyarrow.table(
-        {name: column.view("u1") if column.dtype.kind == "S" else column for name, column in columns.items()}
+        {
+            name: column.view("u1") if column.dtype.kind == "S" else column
+            for name, column in columns.items()
+        }
     )
 
 
 def append(settings: Settings) -> Job:
     """Write a table of records to a new file; making it from the records is not timed."""
-    records = market_by_order(settings.records)
+    records = settings.load_records(settings.records)
     table = _table(records)
-    store = _Store(settings, "append.parquet")
+    store = _Store(settings, "append.parquet", table.column_names)
     store.write(table)
     assert store.open().read().equals(table)
     return Job(
@@ -96,9 +98,9 @@ def append(settings: Settings) -> Job:
 
 def read_slice(settings: Settings) -> Job:
     """Open a file and read all of it into an Arrow table, on PyArrow's own threads."""
-    records = market_by_order(settings.slice_records)
+    records = settings.load_records(settings.slice_records)
     table = _table(records)
-    store = _Store(settings, "slice.parquet")
+    store = _Store(settings, "slice.parquet", table.column_names)
     store.write(table)
 
     def read() -> Any:
@@ -110,17 +112,17 @@ def read_slice(settings: Settings) -> Job:
 
 def read_one(settings: Settings) -> Job:
     """Read the row group that holds one record of a large file, which is the least that can be read."""
-    times = max(1, settings.tape_records // ROW_GROUP)
-    table = _table(market_by_order(ROW_GROUP))
-    store = _Store(settings, "tape.parquet")
+    table = _table(settings.load_records(ROW_GROUP))
+    times = max(1, settings.tape_records // len(table))
+    store = _Store(settings, "tape.parquet", table.column_names)
     store.write(table, times)
     file = store.open()
     numbers = random.Random(1)
 
     def read(number: int) -> Any:
-        return file.read_row_group(number // ROW_GROUP).slice(number % ROW_GROUP, 1)
+        return file.read_row_group(number // len(table)).slice(number % len(table), 1)
 
-    assert read(ROW_GROUP * times - 1).equals(table.slice(ROW_GROUP - 1, 1))
+    assert read(len(table) * times - 1).equals(table.slice(len(table) - 1, 1))
     return Job(
-        lambda: read(numbers.randrange(ROW_GROUP * times)), size=MBO.itemsize, records=1, calls=3
+        lambda: read(numbers.randrange(len(table) * times)), size=RECORD_SIZE, records=1, calls=3
     )

@@ -10,8 +10,7 @@ from cryptography.cobblestone import Cobblestone256Decryptor, Cobblestone256Encr
 from cryptography.hazmat.backends.openssl.backend import backend
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from benchmarks.harness import FRAME_SIZE, MIB, Job, Settings
-from benchmarks.records import MBO, market_by_order
+from benchmarks.harness import FRAME_SIZE, MIB, RECORD_SIZE, Job, Settings
 
 TAG_SIZE = 16
 
@@ -58,7 +57,7 @@ def frames(settings: Settings, opening: bool) -> Job:
 
 def one_record_each(settings: Settings) -> Job:
     """Seal each record by a call of its own."""
-    records = market_by_order(min(settings.records, 100_000))
+    records = settings.load_records(100_000)
     key = AESGCM(AESGCM.generate_key(256))
     messages = [record.tobytes() for record in records]
 
@@ -68,7 +67,7 @@ def one_record_each(settings: Settings) -> Job:
 
     opened = [key.decrypt(_nonce(i), sealed, None) for i, sealed in enumerate(seal())]
     assert messages == opened
-    return Job(seal, len(messages) * MBO.itemsize, len(messages))
+    return Job(seal, len(messages) * RECORD_SIZE, len(messages))
 
 
 def file(settings: Settings, opening: bool) -> Job:

@@ -248,7 +248,10 @@ class Body:
     def _load(self, size: int, authenticate: bool) -> None:
         index_at = None
         if size >= self.end + TRAILER_SIZE:
-            index_at = layout.parse_trailer(files.pread_exact(self.fd, TRAILER_SIZE, size - TRAILER_SIZE))
+            trailer = files.pread_exact(self.fd, TRAILER_SIZE, size - TRAILER_SIZE)
+            if len(trailer) < TRAILER_SIZE:
+                raise DamagedError("the file was cut while it was read", size - TRAILER_SIZE)
+            index_at = layout.parse_trailer(trailer)
         if index_at is None:
             self.walk(size, authenticate=authenticate)
         elif not self.end <= index_at <= size - TRAILER_SIZE - SEGMENT_HEADER_SIZE:

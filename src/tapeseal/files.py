@@ -3,12 +3,14 @@
 import contextlib
 import errno
 import fcntl
+import io
 import os
 import secrets
 import stat
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from typing_extensions import Buffer
 
@@ -53,6 +55,20 @@ def write_all(fd: int, data: Buffer) -> None:
         done = os.write(fd, view)
         while done < len(view):
             done += os.write(fd, view[done:])
+
+
+def write_stream(stream: IO[bytes], data: Buffer) -> None:
+    """Write all of `data` to a binary stream, going on after the short writes of an unbuffered one."""
+    if not isinstance(stream, io.RawIOBase):
+        stream.write(data)
+        return
+    with memoryview(data) as view:
+        done = 0
+        while done < len(view):
+            written = stream.write(view[done:])
+            if written is None:
+                raise BlockingIOError(errno.EAGAIN, "the stream would block", done)
+            done += written
 
 
 def sync_directory(path: StrPath) -> None:

@@ -210,33 +210,26 @@ def create(
 def replace_recipients(fd: int, keyring: Keyring, to: Keyring) -> int:
     """Rewrap in place: write both header copies anew, for the recipients of `to` alone. See tapeseal.rewrap().
 
-    A crash at any instant leaves copy 0 or, where that is torn, copy 1 intact and authentic.
+    The caller has locked them. A crash at any instant leaves copy 0 or, where that is torn, copy 1 intact and
+    authentic.
 
     Raises:
         LimitError: the new recipients do not fit into the header's copies.
     """
-    before = read_file(fd)
-    if before.copy.copies != layout.FILE_COPIES:
+    header = read_file(fd)
+    if header.copy.copies != layout.FILE_COPIES:
         raise ValueError(
             "a blob has one header copy and cannot be rewrapped in place: decrypt and encrypt it"
         )
-    files.lock(fd, 0, before.body, "the header")
-    header = read_file(fd)
     with unlock(header, keyring) as data_key:
         size = header.copy.copy_size
-        if header.other is not None:
-            check_mac(data_key, header.other, size)
+        generation = next_generation(data_key, header)
         recipients = layout.build_recipients(to.wrap(data_key, header.content.encryption_context))
         used = layout.HEADER_PREFIX_SIZE + len(header.copy.content) + len(recipients)
         if used > size:
             raise LimitError(
                 f"the new recipients need {used} bytes and a header copy has {size}: rewrap into a copy of the file"
             )
-        generation = 1 + max(
-            copy.generation for copy in (header.copy, header.other) if copy is not None
-        )
-        if generation >= layout.MAX_GENERATION:
-            raise LimitError("the header's generation has reached its limit")
         if header.offset != 0:
             files.pwrite_all(fd, files.pread_exact(fd, size, size), 0)
             os.fsync(fd)
@@ -245,3 +238,19 @@ def replace_recipients(fd: int, keyring: Keyring, to: Keyring) -> int:
             files.pwrite_all(fd, raw, offset)
             os.fsync(fd)
     return generation
+
+
+def next_generation(data_key: DataKey, header: Header) -> int:
+    """Authenticate the other header copy too, and return the generation that a rewrap gives.
+
+    Raises:
+        DamagedError: the other copy is forged.
+        LimitError: there is no further generation.
+    """
+    generation = header.copy.generation
+    if header.other is not None:
+        check_mac(data_key, header.other, header.copy.copy_size)
+        generation = max(generation, header.other.generation)
+    if generation + 1 >= layout.MAX_GENERATION:
+        raise LimitError("the header's generation has reached its limit")
+    return generation + 1

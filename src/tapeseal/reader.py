@@ -273,7 +273,9 @@ class TapeReader:
                 return
         except DamagedError:
             pass
-        raise TapeChangedError(f"{self.path} was cut or written over: records that were read are gone from it")
+        raise TapeChangedError(
+            f"{self.path} was cut or written over: records that were read are gone from it"
+        )
 
     def close(self) -> None:
         """Close the file and drop the keys; closing again does nothing."""

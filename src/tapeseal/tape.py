@@ -1,11 +1,12 @@
 """Opening tapes, and replacing the recipients of one."""
 
+import contextlib
 import errno
 import io
 import os
 import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -17,8 +18,9 @@ from tapeseal.body import Body
 from tapeseal.datakey import Keyring
 from tapeseal.errors import DamagedError
 from tapeseal.files import StrPath
+from tapeseal.layout import Content
 from tapeseal.reader import ByteReader, TapeReader
-from tapeseal.writer import ByteWriter, Output, TapeWriter
+from tapeseal.writer import ByteWriter, FrameWriter, Output, TapeWriter
 
 MODES = ("r", "w", "x", "a", "rb", "wb", "xb", "ab")
 
@@ -131,27 +133,21 @@ def open(
         return io.BufferedReader(ByteReader(tape), 4 * tape.frame_size) if kind == "bytes" else tape
 
     record_type = None if dtype is None else np.dtype(dtype)
-    output, body, cut = None, None, None
-    if mode[0] == "a":
-        try:
-            output, body, cut = _open_to_append(name, keyring, expect, recover)
-        except FileNotFoundError:
-            pass
-        else:
-            try:
-                _check_same(body, kind, record_type, encryption_context, index_by)
-            except ValueError:
-                body.close()
-                os.close(output.fd)
-                raise
-    if output is None or body is None:
+
+    def go_on() -> tuple[Output, Body, Path | None]:
+        def check(content: Content) -> None:
+            _check_same(content, kind, record_type, encryption_context, index_by)
+
+        return _open_to_append(name, keyring, expect, recover, check)
+
+    def start() -> tuple[Output, Body, Path | None]:
         if (record_type is None) != (kind == "bytes"):
             raise ValueError(
                 "a new tape of records needs a dtype"
                 if kind == "records"
                 else "bytes have no dtype"
             )
-        output, body = create(
+        return create(
             name,
             keyring,
             kind,
@@ -161,7 +157,19 @@ def open(
             encryption_context or {},
             replace=mode[0] == "w",
         )
-    return (TapeWriter if kind == "records" else ByteWriter)(output, body, threads, cut)
+
+    if mode[0] != "a":
+        opened = start()
+    elif os.path.lexists(name):
+        opened = go_on()
+    else:
+        try:
+            opened = start()
+        except FileExistsError:
+            opened = go_on()
+    return (TapeWriter if kind == "records" else ByteWriter)(
+        opened[0], opened[1], threads, opened[2]
+    )
 
 
 def default_threads() -> int:
@@ -199,9 +207,21 @@ def open_reader(
 
 
 def load(
-    fd: int, keyring: Keyring, expect: Mapping[str, str] | None, recover: bool
+    fd: int,
+    keyring: Keyring,
+    expect: Mapping[str, str] | None,
+    recover: bool,
+    *,
+    check: Callable[[Content], None] | None = None,
+    walk: bool = False,
 ) -> tuple[Body, DamagedError | None]:
     """Authenticate the tape in an open file and find its blocks.
+
+    Args:
+        fd: the file.
+        keyring, expect, recover: as open() takes them.
+        check: raises where the tape is not one that the caller can use.
+        walk: look at each block, also where an index says where they are.
 
     Returns:
         The body, and with `recover` the damage that was met: the body then ends before it.
@@ -211,9 +231,14 @@ def load(
         raise ValueError("this is a blob, not a tape: tapeseal.decrypt() opens it")
     body = Body(fd, found, header.unlock(found, keyring, expect))
     try:
+        if check is not None:
+            check(found.content)
         start = body.mark()
         try:
-            body.load()
+            if walk:
+                body.walk(os.fstat(fd).st_size)
+            else:
+                body.load()
             return body, None
         except DamagedError as damage:
             if not recover:
@@ -240,7 +265,7 @@ def create(
     encryption_context: Mapping[str, str],
     *,
     replace: bool,
-) -> tuple[Output, Body]:
+) -> tuple[Output, Body, None]:
     """Make a new tape of no items and lock it for its writer; arguments and errors as open()."""
     raw, data_key, made = header.create(
         keyring,
@@ -252,40 +277,83 @@ def create(
         copies=layout.FILE_COPIES,
     )
     try:
-        if replace:
-            _refuse_locked(path)
-        with files.new_file(path, 0o666, replace=replace) as fd:
-            files.pwrite_all(fd, raw, 0)
-            files.lock(fd, made.body, 0, path)
-            if replace:
-                os.fsync(fd)
-            # The lock is of the open file, which this shares.
-            kept = os.dup(fd)
-        return Output(kept, path, new=True), Body(kept, made, data_key)
+        try:
+            kept = _make_file(path, raw, made.body, replace)
+        except FileExistsError:
+            if not replace:
+                raise
+            # Another writer was quicker; where it still is at it, its lock refuses this one.
+            kept = _make_file(path, raw, made.body, replace)
+        return Output(kept, path, new=True), Body(kept, made, data_key), None
     except BaseException:
         data_key.close()
         raise
 
 
-def _refuse_locked(path: str) -> None:
-    """Raise TapeLockedError where an existing file is being written as a tape."""
-    try:
+def _make_file(path: str, raw: bytes, body: int, replace: bool) -> int:
+    """Make the file of a new tape, in the place of one that is there with `replace`; return its locked descriptor."""
+    target = os.path.realpath(path) if replace else path
+    there = replace and os.path.exists(target)
+    with contextlib.ExitStack() as stack:
+        if there:
+            # Held until the new file has the name, so that no writer begins with the old one.
+            stack.enter_context(_locked(target, _whole))
+        with files.new_file(target, 0o666, replace=there) as fd:
+            files.pwrite_all(fd, raw, 0)
+            files.lock(fd, body, 0, path)
+            if there:
+                os.fsync(fd)
+            # The lock is of the open file, which this shares.
+            return os.dup(fd)
+
+
+def _open_locked(path: str, part: Callable[[int], tuple[int, int]]) -> int:
+    """Open a file and lock the part of it, (start, size), that `part` gives for its descriptor."""
+    while True:
         fd = open_file(path, os.O_RDWR)
-    except FileNotFoundError:
-        return
+        try:
+            files.lock(fd, *part(fd), path)
+            # Another file may have taken its name before the lock was there.
+            if files.has_name(fd, path):
+                return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+
+
+def _whole(fd: int) -> tuple[int, int]:
+    return 0, 0
+
+
+def _header_part(fd: int) -> tuple[int, int]:
+    return 0, header.read_file(fd).body
+
+
+def _body_part(fd: int) -> tuple[int, int]:
+    return header.read_file(fd).body, 0
+
+
+@contextlib.contextmanager
+def _locked(path: str, part: Callable[[int], tuple[int, int]]) -> Iterator[int]:
+    fd = _open_locked(path, part)
     try:
-        files.lock(fd, 0, 0, path)
+        yield fd
     finally:
+        files.unlock(fd)
         os.close(fd)
 
 
 def _open_to_append(
-    path: str, keyring: Keyring, expect: Mapping[str, str] | None, recover: bool
+    path: str,
+    keyring: Keyring,
+    expect: Mapping[str, str] | None,
+    recover: bool,
+    check: Callable[[Content], None],
 ) -> tuple[Output, Body, Path | None]:
-    fd = open_file(path, os.O_RDWR)
+    fd = _open_locked(path, _body_part)
     try:
-        files.lock(fd, header.read_file(fd).body, 0, path)
-        body, damage = load(fd, keyring, expect, recover)
+        body, damage = load(fd, keyring, expect, recover, check=check, walk=True)
         try:
             cut = None
             size = os.fstat(fd).st_size
@@ -322,14 +390,13 @@ def _save_rest(fd: int, path: str, start: int, size: int) -> Path:
 
 
 def _check_same(
-    body: Body,
+    content: Content,
     kind: str,
     dtype: np.dtype[Any] | None,
     encryption_context: Mapping[str, str] | None,
     index_by: str | None,
 ) -> None:
     """Raise ValueError where what the caller states of an existing tape is not so."""
-    content = body.header.content
     for what, stated, found in (
         ("kind", kind, content.kind),
         ("dtype", dtype, content.dtype),
@@ -364,23 +431,19 @@ def rewrap(path: StrPath, *, keyring: Keyring, to: Keyring, copy: bool = False) 
         DamagedError, KeyUnavailableError, OSError: as open(); the tape is as it was.
     """
     name = os.fspath(path)
-    fd = open_file(name, os.O_RDWR)
-    try:
+    with _locked(name, _whole if copy else _header_part) as fd:
         if copy:
             return _rewrap_copy(name, fd, keyring, to)
         return header.replace_recipients(fd, keyring, to)
-    finally:
-        os.close(fd)
 
 
 def _rewrap_copy(path: str, fd: int, keyring: Keyring, to: Keyring) -> int:
-    files.lock(fd, 0, 0, path)
     body, _ = load(fd, keyring, None, False)
     with body.data_key as data_key:
         old = body.header
         recipients = layout.build_recipients(to.wrap(data_key, old.content.encryption_context))
         size = layout.file_copy_size(old.copy.content, recipients)
-        generation = old.copy.generation + 1
+        generation = header.next_generation(data_key, old)
         grown = old.copy._replace(copy_size=size)
         raw = header.build(data_key, grown, recipients, generation)
         with files.new_file(path, 0o600, replace=True) as copy:
@@ -393,7 +456,7 @@ def _rewrap_copy(path: str, fd: int, keyring: Keyring, to: Keyring) -> int:
                 # The index holds offsets, so it is made anew; writing it also proves the copy.
                 duplicate = os.dup(copy)
                 writer_body, _ = load(duplicate, to, None, False)
-                TapeWriter(Output(duplicate, path), writer_body, 1).close()
+                FrameWriter(Output(duplicate, path), writer_body, 1).close()
             os.fsync(copy)
         files.sync_directory(path)
     return generation

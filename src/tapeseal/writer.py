@@ -65,8 +65,12 @@ class Output:
             files.sync_directory(self.path)
             self._new = False
 
+    def unlock(self) -> None:
+        """Give up the lock, also where a fork holds the file open."""
+        files.unlock(self.fd)
+
     def close(self) -> None:
-        """Give up the file and its lock."""
+        """Give up the file."""
         os.close(self.fd)
 
 
@@ -79,7 +83,7 @@ class StreamOutput(Output):
 
     def write(self, data: memoryview, offset: int) -> None:
         """Write data; offset is where it stands in the tape."""
-        self._stream.write(data)
+        files.write_stream(self._stream, data)
 
     def cut(self, offset: int) -> None:
         """Refuse: what has gone into a stream has gone."""
@@ -88,6 +92,9 @@ class StreamOutput(Output):
     def sync(self) -> None:
         """Hand everything to the system; more is for the other end."""
         self._stream.flush()
+
+    def unlock(self) -> None:
+        """Do nothing: a stream has no lock."""
 
     def close(self) -> None:
         """Leave the stream to its owner."""
@@ -139,6 +146,7 @@ class FrameWriter:
         self._bounds = bytearray()
         self._frames_before = body.frames
         self._bounds_before = body.bounds if body.sealed else None
+        self._sealed_size = os.fstat(body.fd).st_size if body.sealed else 0
         # Set while nonces may have been used for frames that the body does not list.
         self._unfinished: tuple[Mark, int] | None = None
         self._failed = False
@@ -149,12 +157,12 @@ class FrameWriter:
     @property
     def items(self) -> int:
         """Items appended to the tape in all, flushed or not."""
-        return self._body.items + self._fill
+        return self._written.items + self._fill
 
     @property
     def size(self) -> int:
         """Bytes of the file that are written."""
-        return self._body.end
+        return self._written.end
 
     @property
     def closed(self) -> bool:
@@ -164,7 +172,13 @@ class FrameWriter:
     @property
     def anchor(self) -> Anchor:
         """How far the tape has come; what is not flushed is not in it."""
-        return self._body.anchor
+        return self._body.anchor_at(self._written)
+
+    @property
+    def _written(self) -> Mark:
+        """What the tape has for good: an unfinished transaction will be undone."""
+        unfinished = self._unfinished
+        return self._body.mark() if unfinished is None else unfinished[0]
 
     def put(self, source: Buffer, items: int) -> None:
         """Take a contiguous buffer of whole items: into the frame that fills up, or out where a frame gets full."""
@@ -229,18 +243,30 @@ class FrameWriter:
             raise
 
     def _begin(self) -> None:
+        self._check_failed()
+        if self._unfinished is not None:
+            self._undo()
+        if self._body.sealed:
+            self._check_sealed_end()
+        self._unfinished = (self._body.mark(), len(self._bounds))
+        if self._body.sealed:
+            # The index goes before anything is added; until new frames are there the tape is an open one.
+            self._body.bounds = self._body.index_commitment = None
+            self._output.cut(self._body.end)
+            self._sync()
+
+    def _check_failed(self) -> None:
         if self._failed:
             raise TapeChangedError(
                 f"{self._output.path}: an earlier failure left the file unknown; open it anew"
             )
-        if self._unfinished is not None:
-            self._undo()
-        self._unfinished = (self._body.mark(), len(self._bounds))
-        if self._body.sealed:
-            # The index goes before anything is added; until its frames are there the tape is an open one.
-            self._output.cut(self._body.end)
-            self._sync()
-            self._body.bounds = self._body.index_commitment = None
+
+    def _check_sealed_end(self) -> None:
+        try:
+            self._output.check(self._sealed_size)
+        except TapeChangedError:
+            self._failed = True
+            raise
 
     def _undo(self) -> None:
         """Return file and body to where the last transaction began; the next frame opens a new segment."""
@@ -343,26 +369,30 @@ class FrameWriter:
 
         Raises:
             OSError: the disk is full or failed. The tape is still open then: close it again, or close(seal=False).
+            TapeChangedError: somebody else changed the file, or an earlier fsync failed; close(seal=False) gives
+                it up as it is.
         """
         check_process(self._epoch)
         with self._lock:
-            if self._closed:
-                return self._body.anchor
-            if not self._failed or seal:
-                self._flush()
-                if self._unfinished is not None:
-                    self._undo()
-            if seal and not self._body.sealed:
-                self._write_index()
-            if not self._failed:
-                self._sync()
-            self._release()
-            return self._body.anchor
+            if not self._closed:
+                if seal:
+                    self._check_failed()
+                if not self._failed:
+                    self._flush()
+                    if self._unfinished is not None:
+                        self._undo()
+                    if seal and not self._body.sealed:
+                        self._write_index()
+                    self._sync()
+                self._release()
+            return self.anchor
 
     def _release(self) -> None:
         self._closed = True
         self._key = None
         self._body.close()
+        if process_epoch() == self._epoch:
+            self._output.unlock()
         self._output.close()
 
     def _write_index(self) -> None:
@@ -397,6 +427,9 @@ class FrameWriter:
                 self._undo()
             except (OSError, TapeChangedError):
                 pass
+            raise
+        except TapeChangedError:
+            self._failed = True
             raise
         body.index_commitment = commitment
 

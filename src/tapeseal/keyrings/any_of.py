@@ -67,13 +67,18 @@ class AnyOf:
                 changed = error
             except KeyUnavailableError as error:
                 unavailable.append(error)
-        if changed is not None:
-            raise changed
-        if len(unavailable) == 1:
-            raise unavailable[0]
-        asked = any(isinstance(error, PassphraseError) for error in unavailable)
-        kind = PassphraseError if asked else KeyUnavailableError
-        raise kind("none of the keyrings opens it: " + "; ".join(map(str, unavailable)))
+        try:
+            raise changed or _summary(unavailable)
+        finally:
+            del changed, unavailable  # Whose tracebacks hold this frame.
 
     def __repr__(self) -> str:
         return f"AnyOf({list(self.keyrings)!r})"
+
+
+def _summary(errors: Sequence[KeyUnavailableError]) -> KeyUnavailableError:
+    if len(errors) == 1:
+        return errors[0]
+    asked = any(isinstance(error, PassphraseError) for error in errors)
+    kind = PassphraseError if asked else KeyUnavailableError
+    return kind("none of the keyrings opens it: " + "; ".join(map(str, errors)))

@@ -12,6 +12,7 @@ import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import NamedTuple
 
 from tapeseal._core import (
@@ -94,9 +95,11 @@ class LocalKeyring:
         path: str | os.PathLike[str],
         passphrase: Passphrase | Callable[[], Passphrase] | None = None,
     ) -> None:
-        self._passphrase = _PassphraseHolder(passphrase, path)
-        del passphrase  # No traceback that shows variables, from here on, shows it.
         self.path = os.fspath(path)
+        try:
+            self._passphrase = _PassphraseHolder(passphrase, path)
+        finally:
+            del passphrase  # So that no traceback that shows variables shows it.
         with _open_private(self.path, _KEY_FILE) as fd, _read(fd, self.path) as text:
             keys = _parse(text, self.path)
         self._passphrase.check_fits(keys, self.path)
@@ -152,9 +155,12 @@ class LocalKeyring:
                 return _unwrap(cipher, recipient.wrapped, wrap_binding(encryption_context))
             except (InvalidTag, PassphraseError) as error:
                 failure = failure or error
-        raise failure or no_recipient(
-            recipients, f"the key file {self.path} has {', '.join(self.key_ids)}"
-        )
+        try:
+            raise failure or no_recipient(
+                recipients, f"the key file {self.path} has {', '.join(self.key_ids)}"
+            )
+        finally:
+            del failure  # Whose traceback holds this frame: the two would outlive their use.
 
     def _cipher(self, key_id: str) -> AESGCM:
         # Before the lock, which another thread may have held at the moment of the fork.
@@ -176,7 +182,7 @@ class LocalKeyring:
             return cipher
 
     def __repr__(self) -> str:
-        return f"<LocalKeyring {self.path}, current key {self.key_ids[-1]}>"
+        return f"<LocalKeyring {self.path}>"
 
     def __reduce__(self) -> str:
         raise TypeError("a LocalKeyring is neither pickled nor copied")
@@ -228,8 +234,10 @@ def create_key_file(
         PassphraseError: the passphrase is empty or too long.
         OSError: the file could not be written.
     """
-    holder = None if passphrase is None else _PassphraseHolder(passphrase, path)
-    del passphrase
+    try:
+        holder = None if passphrase is None else _PassphraseHolder(passphrase, path)
+    finally:
+        del passphrase
     name = os.fspath(path)
     if os.path.lexists(name):
         # Said before a passphrase is asked for; os.link() below says it for good.
@@ -269,8 +277,10 @@ def add_key(
         LimitError: the file has 1024 keys, or is too long to take another.
         OSError: the new file could not be written; the old one is as it was.
     """
-    holder = _PassphraseHolder(passphrase, path)
-    del passphrase
+    try:
+        holder = _PassphraseHolder(passphrase, path)
+    finally:
+        del passphrase
     # Where the path is a symlink, what it points to is replaced, not the symlink.
     name = os.path.realpath(path)
     with _lock_key_file(name) as fd, _read(fd, name) as text:
@@ -610,6 +620,7 @@ def _derive(
             "the installed cryptography has no Argon2id, which passphrases need; "
             "its wheels from PyPI have it"
         ) from None
+    # OpenSSL copies the passphrase into the parameters that cryptography makes, and does not wipe it.
     with passphrase, memoryview(passphrase) as view:
         argon2id.derive_into(view, derived)  # type: ignore[arg-type]  # It takes any buffer.
     with contextlib.closing(SecretBuffer.take(derived)) as key:
@@ -629,12 +640,15 @@ class _PassphraseHolder:
     ) -> None:
         self._secret: SecretBuffer | None = None
         self._ask: Callable[[], Passphrase] | None = None
-        if passphrase is None:
-            self._ask = lambda: passphrase_from_terminal(f"Passphrase of {os.fspath(path)}: ")
-        elif callable(passphrase):
-            self._ask = passphrase
-        else:
-            self._secret = _as_secret(passphrase)
+        try:
+            if passphrase is None:
+                self._ask = partial(passphrase_from_terminal, f"Passphrase of {os.fspath(path)}: ")
+            elif callable(passphrase):
+                self._ask = passphrase
+            else:
+                self._secret = _as_secret(passphrase)
+        finally:
+            del passphrase
 
     def check_fits(self, keys: _Keys, path: str) -> None:
         """Refuse a passphrase for a file without: another file may have taken its place."""
@@ -750,8 +764,10 @@ def passphrase_from_fd(fd: int) -> SecretBuffer:
             if not 1 <= size <= MAX_PASSPHRASE_SIZE:
                 raise _wrong_size(size)
             return SecretBuffer.take(view[:size])
-    except (OSError, OverflowError) as error:
-        raise PassphraseError(f"no passphrase from file descriptor {fd}: {error}") from None
+    except OSError as error:
+        raise PassphraseError(
+            f"no passphrase from file descriptor {fd}: {error.strerror}"
+        ) from None
     finally:
         wipe(buffer)
 
