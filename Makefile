@@ -66,8 +66,8 @@ sanitize: setup ## run the fast tests under AddressSanitizer and UndefinedBehavi
 	@echo "Building with sanitizers" && $(linked) && \
 	  TAPESEAL_SANITIZE=1 $(python) setup.py -q build --force --build-lib build/sanitize --build-temp build/sanitize.tmp
 	@echo "Running the fast tests under them"
-	@LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-	  ASAN_OPTIONS=detect_leaks=0:strict_string_checks=1 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc \
+	@export TAPESEAL_SANITIZE=1; LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc \
 	  PYTHONPATH=build/sanitize $(pytest) -m "not slow" $(ARGS)
 
 bench: setup $(venv)/bench ## compare with the peers, as a table and a plot

@@ -22,7 +22,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.limits cimport INT_MAX
 from libc.stddef cimport size_t
 from libc.stdint cimport uint32_t, uint64_t
-from libc.string cimport memmove, memset
+from libc.string cimport memmove
 
 cimport openssl
 

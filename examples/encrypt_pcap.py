@@ -20,7 +20,7 @@ def main(key_file: str, capture: str) -> list[int]:
     )
     print(f"{sealed}: {anchor.items} bytes in {anchor.frames} frames")
 
-    sizes = []
+    sizes: list[int] = []
     with tapeseal.open(sealed, "rb", keyring=keyring, expect={"kind": "pcap"}) as file:
         magic = file.read(24)[:4]
         order = "<" if magic in (b"\xd4\xc3\xb2\xa1", b"\x4d\x3c\xb2\xa1") else ">"

@@ -846,10 +846,12 @@ def bodies() -> Iterator[Vector]:
     tape, blocks = sample("frame-removed")
     del tape.data[blocks[1] : blocks[2]]
     yield damaged(tape, blocks[1], "a frame was taken out")
-    tape, blocks = sample("frame-swapped-contents")
-    first, second = tape.data[blocks[1] + 24 : blocks[2]], tape.data[blocks[2] + 24 : blocks[3]]
-    tape.data[blocks[1] + 24 : blocks[2]], tape.data[blocks[2] + 24 : blocks[3]] = second, first
-    yield damaged(tape, blocks[1], "two ciphertexts with their tags have changed places")
+    tape = tape_of_records("frame-swapped-contents")
+    tape.segment()
+    first, second, third = [tape.frame(orders(3, start)) for start in (0, 3, 6)]
+    contents = tape.data[first + 24 : second], tape.data[second + 24 : third]
+    tape.data[second + 24 : third], tape.data[first + 24 : second] = contents
+    yield damaged(tape, first, "two ciphertexts with their tags have changed places")
 
 
 def sealed_bodies() -> Iterator[Vector]:
@@ -871,7 +873,7 @@ def sealed_bodies() -> Iterator[Vector]:
         ("reserved", {"reserved": b"\1\0\0"}, "a reserved byte that is not zero"),
         ("number", {"number": 7}, "a segment's number"),
         ("prev", {"prev": bytes(32)}, "a segment's prev"),
-        ("prev-frames", {"prev_frames": 1}, "a segment's prev_frames"),
+        ("prev-frames", {"prev_frames": 2}, "a segment's prev_frames"),
     ):
         tape = tape_of_records(f"sealed-segment-{name}")
         tape.segment()
@@ -1040,8 +1042,8 @@ def indexes() -> Iterator[Vector]:
         tape.trailer(blocks[block])
         yield damaged(tape, blocks[block], comment, 8)
     tape, blocks = sample("trailer-without-index")
-    tape.trailer(blocks[4])
-    yield damaged(tape, blocks[4], "a trailer and no index", 8)
+    tape.trailer(blocks[3])
+    yield damaged(tape, blocks[3], "a trailer and no index", 8)
     for name, change, comment in (
         ("changed", lambda tape: flip(tape, len(tape.data) - 1), "a trailer whose magic was changed"),
         ("other", lambda tape: tape.data.__setitem__(slice(-16, None), b"x" * 16), "no trailer but 16 other bytes"),

@@ -398,7 +398,7 @@ def edit(text, edits):
 
 
 @pytest.mark.parametrize("passphrase", [None, PASSPHRASE])
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(edits=EDITS)
 def test_an_edited_file_never_yields_another_key(tmp_path, passphrase, edits):
     """After any edits a file is refused, or the keys that it yields are unchanged."""

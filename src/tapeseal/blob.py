@@ -1,17 +1,21 @@
 """Blobs: one message, or one database cell, under its own data key (FORMAT 5: one segment, no index)."""
 
+from __future__ import annotations
+
 import hashlib
 import hmac
 import secrets
 from collections.abc import Mapping
-
-from typing_extensions import Buffer
+from typing import TYPE_CHECKING
 
 from tapeseal import header, layout
 from tapeseal.datakey import DataKey, Keyring
 from tapeseal.errors import DamagedError, InvalidTag
 from tapeseal.header import Header
 from tapeseal.layout import FRAME_OVERHEAD, SEGMENT_HEADER_SIZE
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 
 def encrypt(

@@ -1,5 +1,7 @@
 """Files as tapes need them: exact positioned reads and writes, record locks, new files without partial ones."""
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import fcntl
@@ -10,11 +12,12 @@ import stat
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
-
-from typing_extensions import Buffer
+from typing import IO, TYPE_CHECKING
 
 from tapeseal.errors import TapeLockedError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 StrPath = str | os.PathLike[str]
 

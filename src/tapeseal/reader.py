@@ -1,18 +1,22 @@
 """Reading tapes: slices, ranges of a field, batches, a tape that is still being written, bytes as a file object."""
 
+from __future__ import annotations
+
 import io
 import operator
 import os
 import time
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any, Self, SupportsIndex, overload
+from typing import TYPE_CHECKING, Any, Self, SupportsIndex, overload
 
 import numpy as np
-from typing_extensions import Buffer
 
 from tapeseal.body import Anchor, Body
 from tapeseal.errors import DamagedError, TapeChangedError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 Records = np.ndarray[Any, np.dtype[Any]]
 

@@ -1,5 +1,7 @@
 """Writing tapes: records or bytes in, sealed frames at the file's end out."""
 
+from __future__ import annotations
+
 import io
 import os
 import secrets
@@ -7,16 +9,18 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self
 
 import numpy as np
-from typing_extensions import Buffer
 
 from tapeseal import files, layout
 from tapeseal._core import AESGCM, check_process, copy_into, process_epoch
 from tapeseal.body import Anchor, Body, Mark, frame_bounds
 from tapeseal.errors import LimitError, TapeChangedError
 from tapeseal.layout import FRAME_OVERHEAD, SEGMENT_HEADER_SIZE, Index
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 # Frames are sealed and written in groups of about this many bytes: source and target stay in a core's L2 cache.
 GROUP_SIZE = 256 * 1024

@@ -1,0 +1,20 @@
+"""The command `tapeseal`; what it needs beyond the library comes with `tapeseal[cli]`."""
+
+import importlib.util
+import sys
+from typing import NoReturn
+
+
+def main() -> NoReturn:
+    """Run the command line and exit with its code."""
+    missing = [name for name in ("click", "rich") if importlib.util.find_spec(name) is None]
+    if missing:
+        print(
+            f"tapeseal: error: the command line needs {' and '.join(missing)}:"
+            " pip install 'tapeseal[cli]'",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    from tapeseal.cli.app import run
+
+    sys.exit(run())

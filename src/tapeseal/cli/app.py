@@ -1,0 +1,126 @@
+"""The command and its subcommands, each loaded when it is called."""
+
+import importlib
+import io
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import TextIO
+
+import click
+
+from tapeseal.cli import failures
+
+# Here and not in the modules, so that --help loads none of them.
+_COMMANDS = {
+    "demo": ("demo", "Show the main job on made-up order flow; needs nothing."),
+    "keygen": ("keys", "Make a key file, or add a key to one."),
+    "encrypt": ("tapes", "Encrypt files into sealed tapes."),
+    "decrypt": ("tapes", "Decrypt tapes."),
+    "inspect": ("tapes", "Say what tapes say of themselves; needs no key."),
+    "verify": ("tapes", "Authenticate all of a tape."),
+    "cat": ("cat", "Write records of a tape as CSV, JSON lines or .npy."),
+    "rewrap": ("tapes", "Replace the recipients of tapes; the body stays as it is."),
+    "completion": ("completion", "Print the script that completes this command in a shell."),
+}
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"tapeseal.cli.{_COMMANDS[cmd_name][0]}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+
+def _print_version(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if not value or ctx.resilient_parsing:
+        return
+    from importlib.metadata import version
+
+    from tapeseal import openssl_version
+
+    click.echo(f"tapeseal {version('tapeseal')}, {openssl_version()}")
+    ctx.exit()
+
+
+_EPILOG = """\b
+Exit codes:
+  0    done
+  1    a tape is damaged, forged, unsealed or not the expected one
+  2    usage, a missing input, an output that exists
+  3    a key, the disk or a service could not be had
+\b
+Of several files each is tried; the code is that of the worst, in the order
+1, 3, 2. 130 is an interrupt, 141 a reader that went away, 70 a bug.
+TAPESEAL_DEBUG=1 shows where an error came from.
+"""
+
+
+@click.group(
+    cls=_LazyGroup,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=_EPILOG,
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Print the versions of tapeseal and its OpenSSL.",
+)
+@click.pass_context
+def cli(ctx: click.Context) -> int | None:
+    """Envelope encryption for order and market-data records and trade archives.
+
+    A tape is an encrypted file of records or bytes: appended to at the speed of the cipher,
+    resumed after a crash, read in slices. A KEYRING says where its key comes from:
+    local:archive.key is a key file made by `tapeseal keygen archive.key`.
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help(), err=True)
+        return failures.USAGE
+    return None
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command with its arguments, those of the process where None; return its exit code."""
+    warnings.showwarning = _show_warning
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # File names are bytes; what is none of the terminal's characters must not end a report.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        code = cli.main(arguments, prog_name="tapeseal", standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is still in the buffer has no reader either; flushing it at exit would say so.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return failures.BROKEN_PIPE
+    except (click.Abort, KeyboardInterrupt):
+        failures.say("interrupted")
+        return failures.INTERRUPTED
+    except Exception as error:
+        return failures.report(error)
+    return code if isinstance(code, int) else 0
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    failures.say(str(message), "warning")

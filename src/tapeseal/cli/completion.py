@@ -1,0 +1,21 @@
+"""tapeseal completion."""
+
+import click
+from click.shell_completion import get_completion_class
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the script that completes `tapeseal` in a shell.
+
+    \b
+    bash:  tapeseal completion bash > ~/.local/share/bash-completion/completions/tapeseal
+    zsh:   tapeseal completion zsh > "${fpath[1]}/_tapeseal"
+    fish:  tapeseal completion fish > ~/.config/fish/completions/tapeseal.fish
+    """
+    from tapeseal.cli.app import cli
+
+    completer = get_completion_class(shell)
+    assert completer is not None
+    click.echo(completer(cli, {}, "tapeseal", "_TAPESEAL_COMPLETE").source())
