@@ -37,6 +37,7 @@ cdef extern from "memory.h" nogil:
     int secret_pages_map(secret_pages *pages, size_t size)
     void secret_pages_wipe(secret_pages *pages)
     void secret_pages_unmap(secret_pages *pages)
+    void secret_copy(void *to, const void *src, size_t size)
     uint64_t c_process_epoch "process_epoch"()
 
 cdef extern from "frames.h" nogil:
@@ -205,7 +206,7 @@ cdef class SecretBuffer:
         PyObject_GetBuffer(source, &view, PyBUF_WRITABLE)
         try:
             secret = SecretBuffer(view.len)
-            memmove(secret.pages.data, view.buf, <size_t>view.len)
+            secret_copy(secret.pages.data, view.buf, <size_t>view.len)
             return secret
         finally:
             openssl.OPENSSL_cleanse(view.buf, <size_t>view.len)
@@ -350,7 +351,7 @@ def hkdf_expand(SecretBuffer key not None, info, Py_ssize_t size):
     """Derive a secret by HKDF-Expand with SHA-512 (RFC 5869, 2.3).
 
     Args:
-        key: the pseudorandom key, 32 bytes and more.
+        key: the pseudorandom key; RFC 5869 wants as many random bytes as the hash has, or a uniformly random key.
         info: contiguous buffer of at most 1024 bytes.
         size: bytes to derive, 1 to 255 * 64.
     """

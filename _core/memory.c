@@ -79,6 +79,17 @@ void secret_pages_unmap(secret_pages *pages)
     memset(pages, 0, sizeof *pages);
 }
 
+#if defined(__has_attribute)
+#if __has_attribute(zero_call_used_regs)
+__attribute__((zero_call_used_regs("all")))
+#endif
+#endif
+void secret_copy(void *to, const void *from, size_t size)
+{
+    memmove(to, from, size);
+    __asm__ volatile("" ::: "memory"); /* No tail call: this function has to return to clear the registers. */
+}
+
 /* Wiped by a fork. Holds 42 random bits above the low 22 bits of the process id (Linux has no larger ids), which
    tell a fork also where the kernel cannot wipe. */
 static _Atomic(_Atomic uint64_t *) sentinel_page;

@@ -30,8 +30,12 @@ def time_row(benchmark: BenchmarkFixture, settings: Settings) -> Callable[[Row],
                 pytest.skip(str(error))
             benchmark.group = row.label
             benchmark.extra_info.update(bytes=job.size, records=job.records)
-            rounds = max(settings.rounds, job.calls)
-            benchmark.pedantic(job.run, setup=job.before, rounds=rounds)  # type: ignore[no-untyped-call]
+            benchmark.pedantic(  # type: ignore[no-untyped-call]
+                job.run,
+                setup=job.before,
+                teardown=job.after,
+                rounds=max(settings.rounds, job.calls),
+            )
 
     return time_row
 

@@ -89,17 +89,18 @@ class Settings:
 
 
 def nothing() -> None:
-    """Prepare nothing."""
+    """Prepare nothing, clear nothing away."""
 
 
 @dataclass
 class Job:
-    """Something to time: `before` is not timed, `run` is, `calls` times a round."""
+    """Something to time: `run` is timed, `calls` times a round; `before` and `after` each of them are not."""
 
     run: Callable[[], object]
     size: int  # plaintext bytes that one run handles
     records: int = 0  # records that one run handles
-    before: Callable[[], object] = nothing
+    before: Callable[[], None] = nothing
+    after: Callable[[], None] = nothing
     calls: int = 1
 
 
@@ -273,7 +274,9 @@ def measure(rows: list[Row], workers: Workers, progress: Callable[[str], None]) 
     for subject in {result.row.subject for _, result in present}:
         workers[subject].ask(do="drop")
     for file in Path(workers.settings.directory).iterdir():
-        if file.name != RECORDS_FILE:
+        if file.is_dir():
+            shutil.rmtree(file)
+        elif file.name != RECORDS_FILE:
             file.unlink()
     return results
 

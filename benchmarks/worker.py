@@ -21,6 +21,7 @@ def one_round(job: Job) -> float:
         start = perf_counter_ns()
         job.run()
         samples.append(perf_counter_ns() - start)
+        job.after()
     return statistics.median(samples)
 
 

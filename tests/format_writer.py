@@ -59,7 +59,9 @@ def records(dtype: Any = RECORD, **members: Any) -> dict[str, Any]:
 
 def order(number: int) -> bytes:
     """Record `number` of a tape of the dtype RECORD, 13 bytes."""
-    return struct.pack("<Qi1s", 1_000 + number, 100 - number % 7, b"BA"[number % 2 : number % 2 + 1])
+    return struct.pack(
+        "<Qi1s", 1_000 + number, 100 - number % 7, b"BA"[number % 2 : number % 2 + 1]
+    )
 
 
 def orders(count: int, first: int = 0) -> bytes:
@@ -79,7 +81,13 @@ class Tape:
     """
 
     def __init__(
-        self, name: str, text: Any, *, item_size: int = 1, recipients: Any = None, copy_size: int = 4096
+        self,
+        name: str,
+        text: Any,
+        *,
+        item_size: int = 1,
+        recipients: Any = None,
+        copy_size: int = 4096,
     ) -> None:
         self.name = name
         self.data_key = self.random("data key", 32)
@@ -94,7 +102,8 @@ class Tape:
         self.data = bytearray()
         self.items = 0
         self.plain = bytearray()
-        # Of the index: (offset, frames, commitment), and (segment, count, first frame, first item, offset, frames, step).
+        # As the index has them: (offset, frames, commitment),
+        # and (segment, count, first frame, first item, offset, frames, step).
         self.segments: list[tuple[Any, ...]] = []
         self.runs: list[tuple[Any, ...]] = []
         self.key = bytes(32)
@@ -106,11 +115,15 @@ class Tape:
 
     def expand(self, label: str, rest: bytes, size: int) -> bytes:
         """Section 2."""
-        return derive(self.data_key, f"tapeseal/v1 {label}\0".encode() + struct.pack("<H", 1) + rest, size)
+        return derive(
+            self.data_key, f"tapeseal/v1 {label}\0".encode() + struct.pack("<H", 1) + rest, size
+        )
 
     def recipient(self, key: bytes = WRAPPING_KEY, **members: Any) -> dict[str, Any]:
         """An entry for the data key under a wrapping key."""
-        pairs = sorted((k.encode(), v.encode()) for k, v in self.context.items() if isinstance(v, str))
+        pairs = sorted(
+            (k.encode(), v.encode()) for k, v in self.context.items() if isinstance(v, str)
+        )
         binding = b"tapeseal/v1 wrap\0"
         binding += b"".join(struct.pack("<I", len(part)) + part for pair in pairs for part in pair)
         nonce = self.random(f"wrap {key_id(key)}", 12)
@@ -119,7 +132,13 @@ class Tape:
         return {"provider": "local", "key": key_id(key), "wrapped": text} | members
 
     def copy(
-        self, *, recipients: Any = None, mac: bytes = b"", crc: int | None = None, padding: bytes = b"", **fields: Any
+        self,
+        *,
+        recipients: Any = None,
+        mac: bytes = b"",
+        crc: int | None = None,
+        padding: bytes = b"",
+        **fields: Any,
     ) -> bytes:
         """One header copy."""
         texts = self.content + (self.recipients if recipients is None else to_json(recipients))
@@ -153,7 +172,9 @@ class Tape:
 
     def segment(self, type: int = 1, *, commitment: bytes = b"", **fields: Any) -> int:
         """A segment header; the frames that follow are sealed under its key."""
-        before = self.segments[-1] if self.segments else (0, 0, hashlib.sha256(self.content).digest())
+        before = (
+            self.segments[-1] if self.segments else (0, 0, hashlib.sha256(self.content).digest())
+        )
         right = {
             "type": type,
             "reserved": bytes(3),
@@ -169,7 +190,16 @@ class Tape:
             self.segments.append((len(self.data), 0, derived[32:]))
         return self.add(header + (commitment or derived[32:]))
 
-    def seal(self, plain: bytes, item_size: int, first: int, /, *, number: int | None = None, **fields: Any) -> bytes:
+    def seal(
+        self,
+        plain: bytes,
+        item_size: int,
+        first: int,
+        /,
+        *,
+        number: int | None = None,
+        **fields: Any,
+    ) -> bytes:
         """A frame."""
         right = {
             "type": 2,
@@ -223,7 +253,9 @@ class Tape:
             ]
         )
 
-    def index(self, text: bytes = b"", *, size: int = 4096, final: bool = True, **fields: Any) -> int:
+    def index(
+        self, text: bytes = b"", *, size: int = 4096, final: bool = True, **fields: Any
+    ) -> int:
         """The index segment, in frames of `size` bytes of its text."""
         text = text or self.index_text()
         at = self.segment(4, **fields)

@@ -21,7 +21,6 @@ from format_writer import (
     Tape,
     content,
     key_id,
-    order,
     orders,
     records,
     to_json,
@@ -73,7 +72,9 @@ class Vector:
     def file(self) -> bytes:
         """The whole file."""
         head = "".join(f"{name}: {value}\n" for name, value in self.head().items())
-        return f"{head}\n".encode() + (zlib.compress(self.data, 9) if self.compressed else self.data)
+        return f"{head}\n".encode() + (
+            zlib.compress(self.data, 9) if self.compressed else self.data
+        )
 
 
 def vector(tape: Tape, expect: str, comment: str, **more: Any) -> Vector:
@@ -126,7 +127,9 @@ def sealed() -> Iterator[Vector]:
         tape.frame(struct.pack("<512Q", *range(start, start + 512)))
     tape.frame(struct.pack("<Q", 1024))
     tape.finish()
-    yield vector(tape, "sealed", "a plain dtype; frames of exactly frame_size bytes, then one of one record")
+    yield vector(
+        tape, "sealed", "a plain dtype; frames of exactly frame_size bytes, then one of one record"
+    )
 
     tape = tape_of_records("sealed-one-full-frame", records("<u8"), item_size=8)
     tape.segment()
@@ -140,7 +143,11 @@ def sealed() -> Iterator[Vector]:
         for count in counts:
             tape.frame(orders(count, tape.items))
     tape.finish()
-    yield vector(tape, "sealed", "runs end where the count changes and where a segment ends; 315 records fill a frame")
+    yield vector(
+        tape,
+        "sealed",
+        "runs end where the count changes and where a segment ends; 315 records fill a frame",
+    )
 
     tape = tape_of_records("sealed-segments-without-frames")
     for count in (0, 2, 0, 0, 1, 0):
@@ -148,7 +155,9 @@ def sealed() -> Iterator[Vector]:
         if count:
             tape.frame(orders(count, tape.items))
     tape.finish()
-    yield vector(tape, "sealed", "segments without a frame at the start, in the middle and at the end")
+    yield vector(
+        tape, "sealed", "segments without a frame at the start, in the middle and at the end"
+    )
 
     tape = tape_of_records("sealed-empty")
     tape.finish()
@@ -164,7 +173,12 @@ def sealed() -> Iterator[Vector]:
     tape, _ = sample("sealed-index-in-pieces")
     at = tape.segment(4)
     text = tape.index_text()
-    for start, end, kind in ((0, 1, 2), (1, 100, 2), (100, len(text), 2), (len(text), len(text), 3)):
+    for start, end, kind in (
+        (0, 1, 2),
+        (1, 100, 2),
+        (100, len(text), 2),
+        (len(text), len(text), 3),
+    ):
         tape.add(tape.seal(text[start:end], 1, start, type=kind))
     tape.trailer(at)
     yield vector(tape, "sealed", "an index in short frames, the final one empty")
@@ -181,16 +195,38 @@ def sealed() -> Iterator[Vector]:
     tape.segment()
     tape.frame(tape.random("frame 0", 55 * 3))
     tape.finish()
-    yield vector(tape, "sealed", "a structure with padding, inner structures, sub-arrays and both byte orders")
+    yield vector(
+        tape,
+        "sealed",
+        "a structure with padding, inner structures, sub-arrays and both byte orders",
+    )
 
-    tape = tape_of_records("sealed-deep", records([["a", [["b", [["c", "<u2", [2, 2]]]]]]]), item_size=8)
+    tape = tape_of_records(
+        "sealed-deep", records([["a", [["b", [["c", "<u2", [2, 2]]]]]]]), item_size=8
+    )
     tape.segment()
     tape.frame(bytes(range(16)))
     tape.finish()
     yield vector(tape, "sealed", "a dtype as deep as the limit of 8 allows")
 
-    for kind in ("|b1", "|i1", ">i8", "<u2", ">f2", "<f4", "<c8", ">c16", "|S3", ">U3", "|V5", "<m8", ">M8[10ms]"):
-        size = int("".join(c for c in kind.partition("[")[0] if c.isdigit())) * (4 if "U" in kind else 1)
+    for kind in (
+        "|b1",
+        "|i1",
+        ">i8",
+        "<u2",
+        ">f2",
+        "<f4",
+        "<c8",
+        ">c16",
+        "|S3",
+        ">U3",
+        "|V5",
+        "<m8",
+        ">M8[10ms]",
+    ):
+        size = int("".join(c for c in kind.partition("[")[0] if c.isdigit())) * (
+            4 if "U" in kind else 1
+        )
         name = kind[1:].replace("[", "-").replace("]", "").lower()
         tape = Tape(f"sealed-type-{name}", records(kind), item_size=size)
         tape.header()
@@ -206,14 +242,24 @@ def sealed() -> Iterator[Vector]:
     tape.segment()
     tape.frame(b"\1\0\2\0")
     tape.finish(tape.index_text(b"\1\0\2\0"))
-    yield vector(tape, "sealed", "content with white space and escapes, its members in another order")
+    yield vector(
+        tape, "sealed", "content with white space and escapes, its members in another order"
+    )
 
-    context = {"z": "", "": "empty", "é": "ü", "\U0001f600": "x", "\uffff": "sorted by UTF-8, not by UTF-16"}
+    context = {
+        "z": "",
+        "": "empty",
+        "é": "ü",
+        "\U0001f600": "x",
+        "\uffff": "sorted by UTF-8, not by UTF-16",
+    }
     tape = tape_of_records("sealed-context", records(encryption_context=context))
     tape.segment()
     tape.frame(orders(1))
     tape.finish()
-    yield vector(tape, "sealed", "an encryption context; a pair of it is expected", expect_context={"é": "ü"})
+    yield vector(
+        tape, "sealed", "an encryption context; a pair of it is expected", expect_context={"é": "ü"}
+    )
 
 
 NESTED = [
@@ -230,12 +276,22 @@ def bounds() -> Iterator[Vector]:
     """Sealed files with index_by."""
     nan, other_nan = struct.pack("<Q", 0x7FF8000000000000), struct.pack("<Q", 0xFFF8000000001234)
     one, two = struct.pack("<d", 1.0), struct.pack("<d", -2.0)
-    frames = [(one + nan + two + one, two + one), (other_nan + nan, other_nan * 2), (nan + one, one * 2)]
-    yield with_bounds("bounds-float", "<f8", 8, frames, "NaN takes no part; a frame of nothing else has its first")
+    frames = [
+        (one + nan + two + one, two + one),
+        (other_nan + nan, other_nan * 2),
+        (nan + one, one * 2),
+    ]
+    yield with_bounds(
+        "bounds-float", "<f8", 8, frames, "NaN takes no part; a frame of nothing else has its first"
+    )
 
-    nat, early, late = (struct.pack(">q", value) for value in (-(2**63), -5, 1_700_000_000_000_000_000))
+    nat, early, late = (
+        struct.pack(">q", value) for value in (-(2**63), -5, 1_700_000_000_000_000_000)
+    )
     frames = [(late + nat + early, early + late), (nat + nat, nat * 2), (early, early * 2)]
-    yield with_bounds("bounds-time", ">M8[ns]", 8, frames, "NaT takes no part; big-endian, in nanoseconds")
+    yield with_bounds(
+        "bounds-time", ">M8[ns]", 8, frames, "NaT takes no part; big-endian, in nanoseconds"
+    )
 
     small, large = struct.pack(">i", -1), struct.pack(">i", 256)
     frames = [(large + small, small + large), (small * 3, small * 2)]
@@ -247,9 +303,13 @@ def bounds() -> Iterator[Vector]:
     yield vector(tape, "sealed", "index_by and not a single frame")
 
 
-def with_bounds(name: str, kind: str, size: int, frames: list[tuple[bytes, bytes]], comment: str) -> Vector:
+def with_bounds(
+    name: str, kind: str, size: int, frames: list[tuple[bytes, bytes]], comment: str
+) -> Vector:
     """A tape whose records are one field of `kind` and one byte; of each frame its values and their bounds."""
-    tape = tape_of_records(name, records([["x", kind], ["y", "|u1"]], index_by="x"), item_size=size + 1)
+    tape = tape_of_records(
+        name, records([["x", kind], ["y", "|u1"]], index_by="x"), item_size=size + 1
+    )
     tape.segment()
     for values, _ in frames:
         tape.frame(b"".join(values[i : i + size] + b"y" for i in range(0, len(values), size)))
@@ -297,7 +357,12 @@ def not_sealed() -> Iterator[Vector]:
 
     tape, _ = sample("torn-frame-first")
     tape.add(tape.seal(orders(2, 8), RECORD_SIZE, 99)[:60])
-    yield vector(tape, "torn", "tail: a frame that is cut short and has a wrong number of its first record", torn=60)
+    yield vector(
+        tape,
+        "torn",
+        "tail: a frame that is cut short and has a wrong number of its first record",
+        torn=60,
+    )
 
     for size in (24, 111):
         tape, _ = sample(f"torn-segment-{size}")
@@ -310,7 +375,7 @@ def not_sealed() -> Iterator[Vector]:
     del tape.data[-50:]
     yield vector(tape, "torn", "tail: the first segment header, cut short", torn=62)
 
-    # The index of the sample: 112 bytes of header, then one frame of 40 bytes and 24 + 2 × 48 + 2 × 48 of text.
+    # The index of the sample: 112 bytes of header, then one frame of 40 bytes and 24 + 4 * 48 of text.
     whole = 112 + 40 + 216
     for name, size, comment in (
         ("index-header", 60, "an index segment header, cut short"),
@@ -355,10 +420,19 @@ def copies() -> Iterator[Vector]:
         yield vector(tape, "open", comment, rotten=rotten)
     tape, _ = sample("copies-rotten-0-large", copy_size=3 * 4096)
     flip(tape, 8)
-    yield vector(tape, "open", "copy 0 is rotten; copy 1 stands at the third multiple of 4096", rotten=[0])
+    yield vector(
+        tape, "open", "copy 0 is rotten; copy 1 stands at the third multiple of 4096", rotten=[0]
+    )
     tape = Tape("copies-decoy-ignored", records(), item_size=RECORD_SIZE, copy_size=8192)
-    tape.header(tape.copy(padding=bytes(4096 - 96 - len(tape.content + tape.recipients)) + tape.copy()[:96], crc=1), tape.copy())
-    yield vector(tape, "open", "copy 0 is rotten and holds the fields of a copy of another size", rotten=[0])
+    tape.header(
+        tape.copy(
+            padding=bytes(4096 - 96 - len(tape.content + tape.recipients)) + tape.copy()[:96], crc=1
+        ),
+        tape.copy(),
+    )
+    yield vector(
+        tape, "open", "copy 0 is rotten and holds the fields of a copy of another size", rotten=[0]
+    )
 
     for name, rotten in (("copies-rewrap-interrupted", False), ("copies-rewrap-torn", True)):
         tape = Tape(name, records(), item_size=RECORD_SIZE)
@@ -371,14 +445,20 @@ def copies() -> Iterator[Vector]:
             flip(tape, 300)
         comment = "a rewrap ended in writing copy 0; copy 1 has the new recipients"
         if not rotten:
-            comment = "a rewrap ended between the copies; copy 0 has the old recipients, and is taken"
+            comment = (
+                "a rewrap ended between the copies; copy 0 has the old recipients, and is taken"
+            )
         yield vector(tape, "open", comment, rotten=[0] if rotten else [])
     tape = Tape("copies-second-mac", records(), item_size=RECORD_SIZE)
     tape.header(tape.copy(), tape.copy(mac=bytes(32)))
-    yield vector(tape, "open", "copy 1 is intact and has a wrong MAC, which reading does not look at")
+    yield vector(
+        tape, "open", "copy 1 is intact and has a wrong MAC, which reading does not look at"
+    )
     tape = Tape("copies-second-recipients", records(), item_size=RECORD_SIZE)
     tape.header(tape.copy(), tape.copy(recipients=b"[no JSON"))
-    yield vector(tape, "open", "copy 1 is intact, and its recipients, which reading does not parse, are none")
+    yield vector(
+        tape, "open", "copy 1 is intact, and its recipients, which reading does not parse, are none"
+    )
 
 
 def keys() -> Iterator[Vector]:
@@ -386,8 +466,18 @@ def keys() -> Iterator[Vector]:
     others = [
         {"provider": "unheard-of", "key": "x", "wrapped": "y"},
         {"provider": "aws-kms", "key": "arn:aws:kms:us-east-1:1:key/2", "wrapped": "AAAA"},
-        {"provider": "vault-transit", "key": "transit/a", "wrapped": "vault:v1:AAAA", "binding": "context"},
-        {"provider": "vault-transit", "key": "transit/b", "wrapped": "vault:v1:AAAA", "binding": "associated_data"},
+        {
+            "provider": "vault-transit",
+            "key": "transit/a",
+            "wrapped": "vault:v1:AAAA",
+            "binding": "context",
+        },
+        {
+            "provider": "vault-transit",
+            "key": "transit/b",
+            "wrapped": "vault:v1:AAAA",
+            "binding": "associated_data",
+        },
         {"provider": "vault-transit", "key": "transit/c", "pending": True},
         {"provider": "public-key", "key": "rsa:00", "wrapped": ""},
     ]
@@ -402,13 +492,20 @@ def keys() -> Iterator[Vector]:
         return tape
 
     yes = {
-        "unknown-first": (lambda t: [*others, t.recipient()], "six entries of other providers come first"),
+        "unknown-first": (
+            lambda t: [*others, t.recipient()],
+            "six entries of other providers come first",
+        ),
         "pending-first": (
             lambda t: [{"provider": "local", "key": "later", "pending": True}, t.recipient()],
             "a pending entry comes first",
         ),
         "share-ignored": (
-            lambda t: [t.recipient(**share), t.recipient(**share | {"wrapped": "x"}), t.recipient()],
+            lambda t: [
+                t.recipient(**share),
+                t.recipient(**share | {"wrapped": "x"}),
+                t.recipient(),
+            ],
             "entries with a share are skipped by a reader that gathers none",
         ),
         "other-key-first": (
@@ -416,16 +513,25 @@ def keys() -> Iterator[Vector]:
             "an entry of a key that the reader lacks comes first",
         ),
         "second-opens": (
-            lambda t: [t.recipient(wrapped=t.recipient(OTHER_WRAPPING_KEY)["wrapped"]), t.recipient()],
+            lambda t: [
+                t.recipient(wrapped=t.recipient(OTHER_WRAPPING_KEY)["wrapped"]),
+                t.recipient(),
+            ],
             "of two entries of one key the second opens",
         ),
-        "sixty-four": (lambda t: [others[0]] * 63 + [t.recipient()], "as many entries as there can be"),
+        "sixty-four": (
+            lambda t: [others[0]] * 63 + [t.recipient()],
+            "as many entries as there can be",
+        ),
     }
     for name, (entries, comment) in yes.items():
         yield vector(blob(f"keys-{name}", entries), "sealed", comment)
     no = {
         "none": (lambda t: others, "no entry is of the reader's provider"),
-        "other-key": (lambda t: [t.recipient(OTHER_WRAPPING_KEY)], "the only entry is of another key"),
+        "other-key": (
+            lambda t: [t.recipient(OTHER_WRAPPING_KEY)],
+            "the only entry is of another key",
+        ),
         "pending": (
             lambda t: [{"provider": "local", "key": key_id(WRAPPING_KEY), "pending": True}],
             "the reader's entry is pending",
@@ -436,9 +542,15 @@ def keys() -> Iterator[Vector]:
         yield vector(blob(f"keys-{name}", entries), "key", comment, plain=b"")
 
     forged = {
-        "changed": (lambda t: [t.recipient(wrapped="A" + t.recipient()["wrapped"][1:])], "the wrapped key was changed"),
+        "changed": (
+            lambda t: [t.recipient(wrapped="A" + t.recipient()["wrapped"][1:])],
+            "the wrapped key was changed",
+        ),
         "short": (lambda t: [t.recipient(wrapped="AAAA")], "what is wrapped is too short"),
-        "no-base64": (lambda t: [t.recipient(wrapped="*" + t.recipient()["wrapped"])], "wrapped is no base64"),
+        "no-base64": (
+            lambda t: [t.recipient(wrapped="*" + t.recipient()["wrapped"])],
+            "wrapped is no base64",
+        ),
         "loose-base64": (
             lambda t: [t.recipient(wrapped="\n" + t.recipient()["wrapped"])],
             "wrapped is base64 with a line break before it",
@@ -449,7 +561,9 @@ def keys() -> Iterator[Vector]:
     tape = Tape("wrapped-other-context", content(encryption_context={"desk": "eq-us"}), copy_size=0)
     tape.content = tape.content.replace(b"eq-us", b"eq-uk")
     tape.header()
-    yield damaged(tape, 0, "the encryption context is another than the key was wrapped with; the MAC is right")
+    yield damaged(
+        tape, 0, "the encryption context is another than the key was wrapped with; the MAC is right"
+    )
 
     for name, expect in (("missing", {"firm": "x"}), ("other-value", {"desk": "eq-uk"})):
         tape = Tape(f"context-{name}", content(encryption_context={"desk": "eq-us"}), copy_size=0)
@@ -503,10 +617,17 @@ def not_tapes() -> Iterator[Vector]:
         ("other", b"\x93NUMPY" + bytes(200), "something else"),
     ):
         for profile in ("file", "blob") if name != "zeros" else ("file",):
-            yield Vector(f"not-a-tape-{name}-{profile}", "not-a-tape", comment, data, profile=profile)
+            yield Vector(
+                f"not-a-tape-{name}-{profile}", "not-a-tape", comment, data, profile=profile
+            )
     tape, _ = sample("not-a-tape-second-copy-elsewhere")
     del tape.data[:5]
-    yield vector(tape, "not-a-tape", "a tape without its first five bytes: no copy is in its place", plain=b"")
+    yield vector(
+        tape,
+        "not-a-tape",
+        "a tape without its first five bytes: no copy is in its place",
+        plain=b"",
+    )
 
 
 def header_fields() -> Iterator[Vector]:
@@ -517,7 +638,12 @@ def header_fields() -> Iterator[Vector]:
         ("suite", 10, {"suite": 2}, "suite 2"),
         ("generation", 32, {"generation": 1 << 63}, "generation 2^63"),
         ("content-size", 40, {"content_size": big + 1}, "content_size over 1 MiB"),
-        ("recipients-size", 44, {"recipients_size": big - 4095}, "recipients_size over 1 MiB - 4096"),
+        (
+            "recipients-size",
+            44,
+            {"recipients_size": big - 4095},
+            "recipients_size over 1 MiB - 4096",
+        ),
         ("copies-0", 48, {"copies": 0}, "no copies"),
         ("copies-3", 48, {"copies": 3}, "three copies"),
         ("reserved", 49, {"reserved": bytes(10) + b"\1"}, "a reserved byte that is not zero"),
@@ -543,13 +669,23 @@ def header_fields() -> Iterator[Vector]:
     yield damaged(tape, 8, "version 2 in copy 0: copy 1 does not take its place")
 
     for name, change, offset, comment in (
-        ("both-rotten", lambda d: d[:100] + b"?" + d[101:4196] + b"?" + d[4197:], 0, "both copies are rotten"),
+        (
+            "both-rotten",
+            lambda d: d[:100] + b"?" + d[101:4196] + b"?" + d[4197:],
+            0,
+            "both copies are rotten",
+        ),
         ("cut-in-copy-0", lambda d: d[:1000], 0, "ends inside copy 0"),
         ("cut-in-fields", lambda d: d[:95], 0, "ends inside the fields of copy 0"),
         ("cut-after-magic", lambda d: d[:8], 0, "the magic alone"),
         ("cut-in-copy-1", lambda d: d[:5000], 5000, "ends inside copy 1"),
         ("cut-before-copy-1", lambda d: d[:4096], 4096, "ends behind copy 0"),
-        ("no-magic", lambda d: bytes(8) + d[8:4196] + b"?" + d[4197:], 0, "copy 0 without its magic, copy 1 rotten"),
+        (
+            "no-magic",
+            lambda d: bytes(8) + d[8:4196] + b"?" + d[4197:],
+            0,
+            "copy 0 without its magic, copy 1 rotten",
+        ),
     ):
         tape = Tape(f"header-{name}", content())
         tape.header()
@@ -558,9 +694,16 @@ def header_fields() -> Iterator[Vector]:
     tape = Tape("header-decoy", content(), copy_size=8192)
     decoy = Tape("header-decoy", content()).copy()
     padding = bytes(4096 - 96 - len(tape.content + tape.recipients)) + decoy
-    tape.header(tape.copy(padding=padding[: 8192 - 96 - len(tape.content + tape.recipients)], crc=1), tape.copy())
+    tape.header(
+        tape.copy(padding=padding[: 8192 - 96 - len(tape.content + tape.recipients)], crc=1),
+        tape.copy(),
+    )
     flip(tape, 4096 + 70)
-    yield damaged(tape, 0, "copy 0 is rotten; a rotten copy at 4096 is the only one tried, and not the one at 8192")
+    yield damaged(
+        tape,
+        0,
+        "copy 0 is rotten; a rotten copy at 4096 is the only one tried, and not the one at 8192",
+    )
 
     other = Tape("another tape", content())
     for name, second, offset, comment in (
@@ -612,21 +755,41 @@ def json_texts() -> Iterator[Vector]:
     right = to_json(content())
     for name, text, comment in (
         ("marks", right[:-1] + b',"x":[' + b"," * 8192 + b"]}", "over 8192 marks"),
-        ("marks-in-string", right[:-1] + b',"x":"' + b"{" * 8192 + b'"}', "over 8192 marks, in a string"),
+        (
+            "marks-in-string",
+            right[:-1] + b',"x":"' + b"{" * 8192 + b'"}',
+            "over 8192 marks, in a string",
+        ),
         ("depth", right[:-1] + b',"x":[[[[[[[[]]]]]]]]}', "nested 9 deep"),
         ("very-deep", b"[" * 8192, "nested 8192 deep, and no end"),
         ("utf-8", right.replace(b"bytes", b"byt\xe9s"), "no UTF-8"),
-        ("utf-8-surrogate", right.replace(b"bytes", b"\xed\xa0\x80"), "a surrogate encoded in UTF-8"),
+        (
+            "utf-8-surrogate",
+            right.replace(b"bytes", b"\xed\xa0\x80"),
+            "a surrogate encoded in UTF-8",
+        ),
         ("bom", b"\xef\xbb\xbf" + right, "a byte order mark"),
         ("surrogate", right.replace(b"bytes", b"\\ud800"), "half of a surrogate pair"),
-        ("surrogate-name", right.replace(b'{"cr', b'{"\\udc00":1,"cr'), "half of a surrogate pair in a name"),
+        (
+            "surrogate-name",
+            right.replace(b'{"cr', b'{"\\udc00":1,"cr'),
+            "half of a surrogate pair in a name",
+        ),
         ("empty", b"", "nothing"),
         ("trailing", right + b" 1", "something behind the value"),
         ("comma", right[:-1] + b",}", "a comma too many"),
         ("control", right.replace(b"bytes", b"by\ntes"), "a line break in a string"),
         ("twice", right.replace(b'{"cr', b'{"kind":"bytes","cr'), "a name twice"),
-        ("twice-escaped", right.replace(b'{"cr', b'{"k\\u0069nd":"bytes","cr'), "a name twice, once with an escape"),
-        ("twice-inside", right.replace(b":{}", b':{"a":"b","a":"b"}'), "a name twice in an inner object"),
+        (
+            "twice-escaped",
+            right.replace(b'{"cr', b'{"k\\u0069nd":"bytes","cr'),
+            "a name twice, once with an escape",
+        ),
+        (
+            "twice-inside",
+            right.replace(b":{}", b':{"a":"b","a":"b"}'),
+            "a name twice in an inner object",
+        ),
         ("fraction", right.replace(b"4096", b"4096.0"), "a number with a fraction"),
         ("exponent", right.replace(b"4096", b"5e3"), "a number with an exponent"),
         ("overflow", right.replace(b"4096", b"1e999"), "a number with an exponent that overflows"),
@@ -637,7 +800,12 @@ def json_texts() -> Iterator[Vector]:
         tape = Tape(f"json-{name}", text, copy_size=0)
         tape.header()
         yield damaged(tape, 96, comment)
-    tape = Tape("json-recipients", content(), recipients=b'[{"provider":"x","key":"y","key":"y"}]', copy_size=0)
+    tape = Tape(
+        "json-recipients",
+        content(),
+        recipients=b'[{"provider":"x","key":"y","key":"y"}]',
+        copy_size=0,
+    )
     tape.header()
     yield damaged(tape, 96 + len(tape.content), "a name twice in recipients")
 
@@ -658,13 +826,22 @@ def contents() -> Iterator[Vector]:
         "frame-size-large": (content(frame_size=2**26 + 1), "frame_size 2^26 + 1"),
         "frame-size-true": (content(frame_size=True), "frame_size is true"),
         "frame-size-string": (content(frame_size="4096"), "frame_size is a string"),
-        "frame-size-record": (content(kind="rows", dtype="|V4097"), "a record larger than frame_size"),
+        "frame-size-record": (
+            content(kind="rows", dtype="|V4097"),
+            "a record larger than frame_size",
+        ),
         "bytes-index-by": (content(index_by="ts"), "index_by with kind bytes"),
-        "rows-index-by": (content(kind="rows", dtype=RECORD, index_by="ts"), "index_by with kind rows"),
+        "rows-index-by": (
+            content(kind="rows", dtype=RECORD, index_by="ts"),
+            "index_by with kind rows",
+        ),
         "context-type": (content(encryption_context=[]), "an encryption context that is no object"),
         "context-pairs": (content(encryption_context={str(i): "" for i in range(65)}), "65 pairs"),
         "context-value": (content(encryption_context={"a": 1}), "a value that is no string"),
-        "context-reserved": (content(encryption_context={"tapeseal:x": ""}), "a key that starts with tapeseal:"),
+        "context-reserved": (
+            content(encryption_context={"tapeseal:x": ""}),
+            "a key that starts with tapeseal:",
+        ),
         "context-size": (content(encryption_context={"a": "x" * 8184}), "8193 bytes encoded"),
     }
     cases["frame-size-record"][0]["encryption_context"] = {}
@@ -676,11 +853,19 @@ def contents() -> Iterator[Vector]:
         ("records-no-dtype", records(None), "kind records without a dtype"),
         ("index-by-type", records(index_by=0), "index_by is a number"),
         ("index-by-unknown", records(index_by="price "), "index_by names no field"),
-        ("index-by-padding", records([["a", "<u8"], ["", "|V8"]], index_by=""), "index_by names padding"),
+        (
+            "index-by-padding",
+            records([["a", "<u8"], ["", "|V8"]], index_by=""),
+            "index_by names padding",
+        ),
         ("index-by-plain", records("<u8", index_by="ts"), "index_by, and records without fields"),
         ("index-by-text", records(index_by="side"), "index_by names a text"),
         ("index-by-bool", records([["a", "|b1"]], index_by="a"), "index_by names a boolean"),
-        ("index-by-array", records([["a", "<u8", [2]]], index_by="a"), "index_by names a sub-array"),
+        (
+            "index-by-array",
+            records([["a", "<u8", [2]]], index_by="a"),
+            "index_by names a sub-array",
+        ),
     ):
         tape = Tape(f"content-{name}", text)
         tape.header()
@@ -719,7 +904,9 @@ def contents() -> Iterator[Vector]:
         "large": ([["a", "|V1048576"], ["b", "|u1"]], "a structure over 2^20 bytes"),
     }
     for name, (dtype, comment) in dtypes.items():
-        tape = Tape(f"dtype-{name}", content(kind="rows", dtype=dtype, frame_size=2**21), copy_size=0)
+        tape = Tape(
+            f"dtype-{name}", content(kind="rows", dtype=dtype, frame_size=2**21), copy_size=0
+        )
         tape.header()
         yield damaged(tape, 96, comment)
 
@@ -742,14 +929,26 @@ def recipients() -> Iterator[Vector]:
         ("provider-type", [entry | {"provider": None}], "provider is null"),
         ("key-type", [entry | {"key": 1}], "key is a number"),
         ("wrapped-type", [entry | {"wrapped": ["z"]}], "wrapped is an array"),
-        ("wrapped-long", [entry | {"wrapped": "é" * 4097}], "wrapped has 8194 bytes, in 4097 characters"),
+        (
+            "wrapped-long",
+            [entry | {"wrapped": "é" * 4097}],
+            "wrapped has 8194 bytes, in 4097 characters",
+        ),
         ("pending-false", [pending | {"pending": False}], "pending is false"),
-        ("binding-elsewhere", [entry | {"binding": "context"}], "binding in an entry of another provider"),
+        (
+            "binding-elsewhere",
+            [entry | {"binding": "context"}],
+            "binding in an entry of another provider",
+        ),
         ("binding-missing", [vault], "no binding in an entry of vault-transit"),
         ("binding-unknown", [vault | {"binding": "x"}], "a binding that is not known"),
         ("binding-type", [vault | {"binding": ["context"]}], "binding is an array"),
         ("share-type", [entry | {"share": [0, 2, 1]}], "share is an array"),
-        ("share-missing", [entry | {"share": {"group": 0, "index": 1}}], "a share without threshold"),
+        (
+            "share-missing",
+            [entry | {"share": {"group": 0, "index": 1}}],
+            "a share without threshold",
+        ),
         ("share-string", [entry | {"share": share | {"group": "0"}}], "a group that is a string"),
         ("share-true", [entry | {"share": share | {"index": True}}], "an index that is true"),
         ("share-group", [entry | {"share": share | {"group": 2**32}}], "group 2^32"),
@@ -807,7 +1006,9 @@ def bodies() -> Iterator[Vector]:
     tape, _ = sample("segment-reserved-cut")
     at = tape.segment(reserved=b"\1\0\0")
     del tape.data[at + 60 :]
-    yield damaged(tape, at, "a segment header that is cut short and has a reserved byte that is not zero", 8)
+    yield damaged(
+        tape, at, "a segment header that is cut short and has a reserved byte that is not zero", 8
+    )
     tape, blocks = sample("segment-removed")
     tape.segment()
     tape.frame(orders(1, 8))
@@ -816,10 +1017,18 @@ def bodies() -> Iterator[Vector]:
 
     for name, fields, comment in (
         ("reserved", {"reserved": b"\1\0\0"}, "a reserved byte that is not zero"),
-        ("reserved-end", {"reserved_2": b"\0\0\0\1"}, "a reserved byte at the header's end that is not zero"),
+        (
+            "reserved-end",
+            {"reserved_2": b"\0\0\0\1"},
+            "a reserved byte at the header's end that is not zero",
+        ),
         ("count-0", {"count": 0, "sealed_size": 0}, "no items"),
         ("count-over", {"count": 316, "sealed_size": 316 * 13}, "more items than a frame can have"),
-        ("count-huge", {"count": 2**32 - 1, "sealed_size": 2**32 - 1}, "sizes far beyond the end of the file"),
+        (
+            "count-huge",
+            {"count": 2**32 - 1, "sealed_size": 2**32 - 1},
+            "sizes far beyond the end of the file",
+        ),
         ("size", {"sealed_size": 14}, "a size that is not that of its items"),
         ("first", {"first": 9}, "the wrong number of its first item"),
         ("number", {"number": 7}, "sealed with another frame's nonce"),
@@ -829,10 +1038,16 @@ def bodies() -> Iterator[Vector]:
         yield damaged(tape, at, comment, 8)
     tape, blocks = sample("frame-changed")
     flip(tape, blocks[1] + 30)
-    yield damaged(tape, blocks[1], "a changed byte of ciphertext, in a frame that is not the last of its segment")
+    yield damaged(
+        tape,
+        blocks[1],
+        "a changed byte of ciphertext, in a frame that is not the last of its segment",
+    )
     tape, blocks = sample("frame-changed-second")
     flip(tape, blocks[2] + 30)
-    yield damaged(tape, blocks[2], "a changed byte of ciphertext, in the last frame of a segment", 3)
+    yield damaged(
+        tape, blocks[2], "a changed byte of ciphertext, in the last frame of a segment", 3
+    )
     tape, blocks = sample("frame-tag")
     flip(tape, len(tape.data) - 1)
     yield damaged(tape, blocks[4], "a changed byte of the last tag", 6)
@@ -898,7 +1113,14 @@ def sealed_bodies() -> Iterator[Vector]:
 def indexes() -> Iterator[Vector]:
     """Indexes and trailers that are refused."""
 
-    def make(name: str, comment: str, text: Any = None, size: int = 4096, index_by: str | None = None, **fields: Any) -> Vector:
+    def make(
+        name: str,
+        comment: str,
+        text: Any = None,
+        size: int = 4096,
+        index_by: str | None = None,
+        **fields: Any,
+    ) -> Vector:
         tape, _ = sample(f"index-{name}", records(index_by=index_by))
         at = tape.finish(b"" if text is None else text(tape), size=size, **fields)
         return damaged(tape, at, comment, 8)
@@ -921,8 +1143,12 @@ def indexes() -> Iterator[Vector]:
     yield make("prev-frames", "another number of frames than the last segment has", prev_frames=2)
     yield make("short", "a text of 23 bytes", lambda tape: tape.index_text()[:23])
     yield make("long", "a text longer than its counts say", lambda tape: tape.index_text(b"x"))
-    yield make("counts", "counts far beyond the text", lambda tape: b"\xff" * 8 + tape.index_text()[8:])
-    yield make("frames-huge", "2^63 frames", lambda tape: tape.index_text(frames=1 << 63), index_by="ts")
+    yield make(
+        "counts", "counts far beyond the text", lambda tape: b"\xff" * 8 + tape.index_text()[8:]
+    )
+    yield make(
+        "frames-huge", "2^63 frames", lambda tape: tape.index_text(frames=1 << 63), index_by="ts"
+    )
     yield make("no-bounds", "index_by, and no bounds", index_by="ts")
     yield make("bounds", "bounds, and no index_by", lambda tape: tape.index_text(bytes(48)))
     yield make(
@@ -933,10 +1159,16 @@ def indexes() -> Iterator[Vector]:
     yield make(
         "segment-frames",
         "a segment's number of frames",
-        lambda tape: tape.index_text(segments=[(tape.segments[0][0], 3, tape.segments[0][2]), tape.segments[1]]),
+        lambda tape: tape.index_text(
+            segments=[(tape.segments[0][0], 3, tape.segments[0][2]), tape.segments[1]]
+        ),
     )
     yield make("run-count-0", "a run of frames without items", run(1, count=-2, step=-26))
-    yield make("run-count-over", "a run of frames over frame_size", run(1, count=314, step=314 * RECORD_SIZE))
+    yield make(
+        "run-count-over",
+        "a run of frames over frame_size",
+        run(1, count=314, step=314 * RECORD_SIZE),
+    )
     yield make("run-empty", "a run without frames", run(1, frames=-1))
     yield make("run-step", "a run's step", run(0, step=1))
     yield make("run-first-frame", "a run's first frame", run(1, first_frame=1))
@@ -946,18 +1178,25 @@ def indexes() -> Iterator[Vector]:
     yield make("run-frames-huge", "a run of 2^64 - 1 frames", run(1, frames=2**64 - 2))
     yield make("run-frames", "a run with a frame less", run(0, frames=-1))
     yield make("run-segment", "a run of a segment that is not there", run(1, segment=1))
-    yield make("run-order", "runs in another order", lambda tape: tape.index_text(runs=tape.runs[::-1]))
+    yield make(
+        "run-order", "runs in another order", lambda tape: tape.index_text(runs=tape.runs[::-1])
+    )
 
     def split(tape: Tape) -> bytes:
         segment, count, frame, item, at, _, step = tape.runs[0]
-        halves = [(segment, count, frame, item, at, 1, step), (segment, count, 1, count, at + step, 1, step)]
+        halves = [
+            (segment, count, frame, item, at, 1, step),
+            (segment, count, 1, count, at + step, 1, step),
+        ]
         return tape.index_text(runs=[*halves, tape.runs[1]])
 
     yield make("run-split", "two runs that should be one", split)
     yield make(
         "segment-missing",
         "an index without the last segment",
-        lambda tape: tape.index_text(segments=tape.segments[:1], runs=tape.runs[:1], frames=2, items=6),
+        lambda tape: tape.index_text(
+            segments=tape.segments[:1], runs=tape.runs[:1], frames=2, items=6
+        ),
     )
     yield make("total-frames", "another total of frames", lambda tape: tape.index_text(frames=4))
     yield make("total-items", "another total of items", lambda tape: tape.index_text(items=9))
@@ -965,7 +1204,11 @@ def indexes() -> Iterator[Vector]:
     for name, fields, comment in (
         ("type", {"type": 1}, "type 1"),
         ("reserved", {"type": 3, "reserved": b"\0\0\1"}, "a reserved byte that is not zero"),
-        ("reserved-end", {"type": 3, "reserved_2": b"\1\0\0\0"}, "another reserved byte that is not zero"),
+        (
+            "reserved-end",
+            {"type": 3, "reserved_2": b"\1\0\0\0"},
+            "another reserved byte that is not zero",
+        ),
         ("size", {"type": 3, "count": 215}, "a count that is not its size"),
         ("first", {"type": 3, "first": 1}, "the wrong number of its first byte"),
         ("number", {"type": 3, "number": 1}, "sealed with another frame's nonce"),
@@ -981,7 +1224,12 @@ def indexes() -> Iterator[Vector]:
                 tape.add(b"no trailer")
             else:
                 tape.trailer(index)
-            yield damaged(tape, at, f"an index frame: {comment}{', without a trailer behind it' if way else ''}", 8)
+            yield damaged(
+                tape,
+                at,
+                f"an index frame: {comment}{', without a trailer behind it' if way else ''}",
+                8,
+            )
     tape, _ = sample("index-frame-empty")
     index = tape.segment(4)
     at = tape.add(tape.seal(b"", 1, 0))
@@ -1026,7 +1274,11 @@ def indexes() -> Iterator[Vector]:
 
     for name, offset, comment in (
         ("before-body", lambda blocks, size: 8191, "the trailer points before the body"),
-        ("past", lambda blocks, size: size - 16 - 111, "the trailer points to where no segment header fits"),
+        (
+            "past",
+            lambda blocks, size: size - 16 - 111,
+            "the trailer points to where no segment header fits",
+        ),
         ("huge", lambda blocks, size: 2**64 - 1, "the trailer points far past the end"),
     ):
         tape, blocks = sample(f"trailer-{name}")
@@ -1045,8 +1297,16 @@ def indexes() -> Iterator[Vector]:
     tape.trailer(blocks[3])
     yield damaged(tape, blocks[3], "a trailer and no index", 8)
     for name, change, comment in (
-        ("changed", lambda tape: flip(tape, len(tape.data) - 1), "a trailer whose magic was changed"),
-        ("other", lambda tape: tape.data.__setitem__(slice(-16, None), b"x" * 16), "no trailer but 16 other bytes"),
+        (
+            "changed",
+            lambda tape: flip(tape, len(tape.data) - 1),
+            "a trailer whose magic was changed",
+        ),
+        (
+            "other",
+            lambda tape: tape.data.__setitem__(slice(-16, None), b"x" * 16),
+            "no trailer but 16 other bytes",
+        ),
     ):
         tape, _ = sample(f"trailer-{name}")
         tape.finish()
@@ -1085,7 +1345,11 @@ def blob_bodies() -> Iterator[Vector]:
     for name, fields, comment in (
         ("segment-unknown", {"type": 2}, "a block of type 2 in place of the segment"),
         ("segment-index", {"type": 4}, "an index segment"),
-        ("segment-reserved", {"reserved": b"\1\0\0"}, "a reserved byte of the segment header that is not zero"),
+        (
+            "segment-reserved",
+            {"reserved": b"\1\0\0"},
+            "a reserved byte of the segment header that is not zero",
+        ),
         ("segment-number", {"number": 1}, "segment number 1"),
         ("segment-prev-frames", {"prev_frames": 1}, "frames before the first segment"),
         ("segment-prev", {"prev": bytes(32)}, "prev is not the digest of content"),
@@ -1097,9 +1361,17 @@ def blob_bodies() -> Iterator[Vector]:
     for name, fields, comment in (
         ("frame-type", {"type": 1}, "a block of type 1 in place of a frame"),
         ("frame-reserved", {"type": 3, "reserved": b"\0\1\0"}, "a reserved byte that is not zero"),
-        ("frame-reserved-end", {"type": 3, "reserved_2": b"\0\0\0\1"}, "another reserved byte that is not zero"),
+        (
+            "frame-reserved-end",
+            {"type": 3, "reserved_2": b"\0\0\0\1"},
+            "another reserved byte that is not zero",
+        ),
         ("frame-size", {"type": 3, "count": 6}, "a count that is not its size"),
-        ("frame-over", {"type": 3, "count": 4097, "sealed_size": 4097}, "more than frame_size bytes"),
+        (
+            "frame-over",
+            {"type": 3, "count": 4097, "sealed_size": 4097},
+            "more than frame_size bytes",
+        ),
         ("frame-first", {"type": 3, "first": 1}, "the wrong number of its first byte"),
         ("frame-number", {"type": 3, "number": 1}, "sealed with another frame's nonce"),
     ):

@@ -68,9 +68,14 @@ def order_stream() -> np.ndarray:
     return np.load(path, mmap_mode="r") if path.exists() else orders(0, 68_792)
 
 
-def child(code: str, *arguments: object, flags: Iterable[str] = (), **options: object) -> subprocess.CompletedProcess:
+def child(
+    code: str, *arguments: object, flags: Iterable[str] = (), **options: object
+) -> subprocess.CompletedProcess:
     """Run a program text in a Python of its own; tests/ is on its path."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(TESTS)])}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(TESTS)]),
+    }
     return subprocess.run(
         [sys.executable, *flags, "-c", textwrap.dedent(code), *map(str, arguments)],
         capture_output=True,

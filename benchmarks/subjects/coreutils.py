@@ -21,4 +21,5 @@ def copy_file(settings: Settings) -> Job:
 
     run()
     assert filecmp.cmp(source, target, shallow=False)
-    return Job(run, settings.file_size, before=lambda: target.unlink(missing_ok=True))
+    target.unlink()
+    return Job(run, settings.file_size, after=target.unlink)

@@ -48,6 +48,8 @@ def file(settings: Settings, opening: bool) -> Job:
     stream("e", source, sealed)
     stream("d", sealed, back)
     assert filecmp.cmp(source, back, shallow=False)
+    back.unlink()
     if opening:
-        return Job(lambda: stream("d", sealed, back), settings.slow_file_size)
-    return Job(lambda: stream("e", source, sealed), settings.slow_file_size)
+        return Job(lambda: stream("d", sealed, back), settings.slow_file_size, after=back.unlink)
+    sealed.unlink()
+    return Job(lambda: stream("e", source, sealed), settings.slow_file_size, after=sealed.unlink)

@@ -67,4 +67,8 @@ def file(settings: Settings, opening: bool) -> Job:
     encrypt()
     decrypt()
     assert filecmp.cmp(source, back, shallow=False)
-    return Job(decrypt if opening else encrypt, settings.slow_file_size)
+    back.unlink()
+    if opening:
+        return Job(decrypt, settings.slow_file_size, after=back.unlink)
+    sealed.unlink()
+    return Job(encrypt, settings.slow_file_size, after=sealed.unlink)

@@ -94,9 +94,10 @@ def append(settings: Settings, threads: int = 1) -> Job:
     back = np.empty_like(records)
     _loop_file(False, file, back, count, threads)
     assert np.array_equal(records, back)
+    os.truncate(file, 0)
     return Job(
         lambda: _loop_file(True, file, records, count, threads),
-        before=lambda: os.truncate(file, 0),
+        after=lambda: os.truncate(file, 0),
         size=records.nbytes,
         records=len(records),
     )

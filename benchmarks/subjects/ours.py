@@ -73,29 +73,30 @@ def append(
     path = settings.path(f"append-{batch}-{threads}-{index_by}.tape")
     records = settings.load_records(settings.records)
     batches = [records[start : start + batch] for start in range(0, len(records), batch)]
-    tape: tapeseal.TapeWriter | None = None
+    tape: tapeseal.TapeWriter
 
-    def anew() -> None:
+    def before() -> None:
         nonlocal tape
-        if tape is not None:
-            tape.close(seal=False)
-            path.unlink()
         tape = tapeseal.open(
             path, "w", keyring=keyring, dtype=records.dtype, threads=threads, index_by=index_by
         )
 
     def run() -> None:
-        assert tape is not None
         append = tape.append
         for part in batches:
             append(part)
         tape.flush()
 
-    anew()
+    def after() -> None:
+        tape.close(seal=False)
+        path.unlink()
+
+    before()
     run()
     with tapeseal.open(path, keyring=keyring) as reader:
         assert np.array_equal(records, reader[:])
-    return Job(run, before=anew, size=records.nbytes, records=len(records))
+    after()
+    return Job(run, before=before, after=after, size=records.nbytes, records=len(records))
 
 
 def _tape(
@@ -152,9 +153,11 @@ def file(settings: Settings, opening: bool) -> Job:
     encrypt()
     decrypt()
     assert filecmp.cmp(settings.source, back, shallow=False)
-    target = back if opening else sealed
-    run = decrypt if opening else encrypt
-    return Job(run, settings.file_size, before=lambda: target.unlink(missing_ok=True))
+    back.unlink()
+    if opening:
+        return Job(decrypt, settings.file_size, after=back.unlink)
+    sealed.unlink()
+    return Job(encrypt, settings.file_size, after=sealed.unlink)
 
 
 def memory(settings: Settings, opening: bool, share: float) -> float:

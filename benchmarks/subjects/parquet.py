@@ -88,9 +88,10 @@ def append(settings: Settings) -> Job:
     store = _Store(settings, "append.parquet", table.column_names)
     store.write(table)
     assert store.open().read().equals(table)
+    store.path.unlink()
     return Job(
         lambda: store.write(table),
-        before=lambda: store.path.unlink(missing_ok=True),
+        after=store.path.unlink,
         size=records.nbytes,
         records=len(records),
     )

@@ -86,9 +86,11 @@ def file(settings: Settings, opening: bool) -> Job:
     encrypt()
     decrypt()
     assert filecmp.cmp(settings.source, back, shallow=False)
-    target = back if opening else sealed
-    run = decrypt if opening else encrypt
-    return Job(run, settings.file_size, before=lambda: target.unlink(missing_ok=True))
+    back.unlink()
+    if opening:
+        return Job(decrypt, settings.file_size, after=back.unlink)
+    sealed.unlink()
+    return Job(encrypt, settings.file_size, after=sealed.unlink)
 
 
 def _pipe(

@@ -1,6 +1,7 @@
 """A fresh interpreter that imports numpy, or something else, and ends."""
 
 import importlib.metadata
+import os
 import subprocess
 import sys
 
@@ -13,9 +14,13 @@ def version() -> str:
 
 
 def start(settings: Settings, module: str) -> Job:
-    """Start Python and import a module."""
+    """Start Python and import a module, from byte code as an installation leaves it."""
+    environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(settings.path("bytecode"))}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
 
     def run() -> None:
-        subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
+        subprocess.run([sys.executable, "-c", f"import {module}"], check=True, env=environment)
+
+    run()
 
     return Job(run, size=0, calls=max(1, settings.lookups // 20))

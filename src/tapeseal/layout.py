@@ -2,6 +2,90 @@
 
 Nothing here holds a key, touches a file or decrypts: `build_*` makes bytes, `parse_*` checks every rule that bytes
 alone can break and raises `DamagedError` with the offset of what it refuses.
+
+A header copy:
+
+| offset | bytes | field | value |
+| --- | --- | --- | --- |
+| 0 | 8 | magic | `TAPESEAL` in ASCII |
+| 8 | 2 | version | u16: 1 |
+| 10 | 2 | suite | u16: 1 (HKDF-SHA-512, AES-256-GCM, HMAC-SHA-256) |
+| 12 | 4 | copy_size | u32: size of this copy with its padding, 96 to 2 MiB |
+| 16 | 16 | tape_id | random, made with the tape |
+| 32 | 8 | generation | u64: 1 in a new tape and 1 more with each rewrap, below 2^63; nothing depends on it |
+| 40 | 4 | content_size | u32: bytes of content, at most 1 MiB |
+| 44 | 4 | recipients_size | u32: bytes of recipients, at most 1 MiB - 4096 |
+| 48 | 1 | copies | u8: 1 in a blob, 2 in a file |
+| 49 | 11 | reserved | zeros |
+| 60 | 4 | crc | u32: CRC-32, as zlib and gzip compute it, of the whole copy with these four bytes taken as zeros |
+| 64 | 32 | mac | HMAC-SHA-256 under Expand("header", tape_id, 32), see below |
+| 96 | content_size | content | JSON text |
+| 96 + content_size | recipients_size | recipients | JSON text |
+| after them | to copy_size | padding | zeros; none in a blob |
+
+A segment header:
+
+| offset | bytes | field | value |
+| --- | --- | --- | --- |
+| 0 | 1 | type | u8: 1 for data, 4 for the index |
+| 1 | 3 | reserved | zeros |
+| 4 | 4 | number | u32: 0, 1, 2, … in the order of the file; the index has the next after the data segments' |
+| 8 | 8 | prev_frames | u64: how many frames the data segment before this one has; 0 in the first |
+| 16 | 32 | prev | the commitment of the data segment before this one; SHA-256 of the bytes of content in the first |
+| 48 | 32 | salt | random |
+| 80 | 32 | commitment | see below |
+
+A frame:
+
+| offset | bytes | field | value |
+| --- | --- | --- | --- |
+| 0 | 1 | type | u8: 2; 3 for the final frame of a blob or of an index |
+| 1 | 3 | reserved | zeros |
+| 4 | 4 | count | u32: items in the frame |
+| 8 | 8 | first | u64: number of its first item in the tape, from 0; in an index: in the text of that index |
+| 16 | 4 | sealed_size | u32: bytes of ciphertext |
+| 20 | 4 | reserved | zeros |
+| 24 | sealed_size | ciphertext | |
+| 24 + sealed_size | 16 | tag | |
+
+The text of an index:
+
+| offset | bytes | field | value |
+| --- | --- | --- | --- |
+| 0 | 4 | segment_count | u32: data segments |
+| 4 | 4 | run_count | u32: runs |
+| 8 | 8 | total_frames | u64: frames of all data segments |
+| 16 | 8 | total_items | u64: items of all data segments |
+| 24 | 48 each | segments | one entry for each data segment |
+| after them | 48 each | runs | one entry for each run |
+| after them | 2 × size of the field, each | bounds | where index_by is not null, one entry for each frame |
+
+A segment's entry in it:
+
+| offset | bytes | field | value |
+| --- | --- | --- | --- |
+| 0 | 8 | offset | u64: where the segment header stands in the file |
+| 8 | 8 | frames | u64: frames of the segment |
+| 16 | 32 | commitment | as in the segment header |
+
+A run's entry:
+
+| offset | bytes | field | value |
+| --- | --- | --- | --- |
+| 0 | 4 | segment | u32: number of the segment |
+| 4 | 4 | count | u32: items of each of its frames |
+| 8 | 8 | first_frame | u64: number of its first frame in the segment |
+| 16 | 8 | first_item | u64: number of the first item of that frame |
+| 24 | 8 | offset | u64: where that frame's header stands in the file |
+| 32 | 8 | frames | u64: how many frames |
+| 40 | 8 | step | u64: bytes from one frame to the next, count × item size + 40 |
+
+The trailer:
+
+| offset | bytes | field | value |
+| --- | --- | --- | --- |
+| 0 | 8 | offset | u64: where the header of the index segment stands |
+| 8 | 8 | magic | `TAPEEND` in ASCII and a zero |
 """
 
 import json

@@ -112,6 +112,14 @@ class Recorder:
         with self._lock:
             self._check()
             self._tape.flush(sync)
+            if sync:
+                # Sealing makes the earlier tapes durable.
+                self._wait()
+                self._check()
+
+    def _wait(self) -> None:
+        for thread in self._closing:
+            thread.join()
 
     def _check(self) -> None:
         if self._closed:
@@ -126,14 +134,13 @@ class Recorder:
 
     def _roll(self) -> None:
         old = self._tape
+        # Now, not behind: what flush() returns for must be readable, in whichever tape it is.
+        old.flush()
         self._open_next()
         self._close_behind(old)
 
     def _open_next(self) -> None:
         now = time.time()
-        self._roll_at = None
-        if self._roll_seconds is not None:
-            self._roll_at = (now // self._roll_seconds + 1) * self._roll_seconds
         name = time.strftime(self._template, time.gmtime(now))
         try:
             wanted = Path(name.format_map(self._fields))
@@ -159,9 +166,12 @@ class Recorder:
                     frame_size=self._frame_size,
                     threads=self._threads,
                 )
-                return
+                break
             except FileExistsError:
                 continue
+        self._roll_at = None
+        if self._roll_seconds is not None:
+            self._roll_at = (now // self._roll_seconds + 1) * self._roll_seconds
 
     def _close_behind(self, old: TapeWriter) -> None:
         """Seal a tape in a thread of its own: closings wait for the disk, and one must not hold up the next."""
@@ -201,8 +211,7 @@ class Recorder:
                 else:
                     self._tape.close(seal=False)
             finally:
-                for thread in self._closing:
-                    thread.join()
+                self._wait()
             if self._errors:
                 raise self._errors.pop(0)
 

@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import TextIO
+from typing import Any, TextIO
 
 import click
 
@@ -26,7 +26,17 @@ _COMMANDS = {
 }
 
 
+class _ReaderGoneError(Exception):
+    """Nobody reads standard output any more. Of a BrokenPipeError click would make exit code 1."""
+
+
 class _LazyGroup(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise _ReaderGoneError from None
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
 
@@ -96,23 +106,34 @@ def cli(ctx: click.Context) -> int | None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command with its arguments, those of the process where None; return its exit code."""
-    warnings.showwarning = _show_warning
     if isinstance(sys.stdout, io.TextIOWrapper):
         # File names are bytes; what is none of the terminal's characters must not end a report.
         sys.stdout.reconfigure(errors="backslashreplace")
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        code = _run(arguments)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # Python would flush what is still in the buffer once more at exit, and fail in its own way.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return failures.BROKEN_PIPE
+        return code or failures.report(error, "standard output")
+    return code
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         code = cli.main(arguments, prog_name="tapeseal", standalone_mode=False)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # What is still in the buffer has no reader either; flushing it at exit would say so.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except _ReaderGoneError:
         return failures.BROKEN_PIPE
     except (click.Abort, KeyboardInterrupt):
         failures.say("interrupted")
         return failures.INTERRUPTED
     except Exception as error:
         return failures.report(error)
-    return code if isinstance(code, int) else 0
+    return code if isinstance(code, int) else failures.OK
 
 
 def _show_warning(

@@ -69,8 +69,13 @@ def keygen(
         key_id = local.add_key(file, source())
     else:
         key_id = (local.add_key if add else local.create_key_file)(file, source)
-    uri = "local:" + file.replace("%", "%25").replace("?", "%3F")
+    uri = key_uri(file)
     if as_json:
         output.as_json({"file": file, "key": key_id, "keyring": uri, "added": add})
     else:
         output.line(f"{file}: {'added' if add else 'made'} key {key_id}; use it with -k {uri}")
+
+
+def key_uri(path: str) -> str:
+    """Return the keyring URI of a key file."""
+    return "local:" + path.replace("%", "%25").replace("?", "%3F")

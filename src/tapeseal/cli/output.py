@@ -27,8 +27,9 @@ def size(count: float) -> str:
 
 
 def rate(count: float, seconds: float) -> str:
-    """Return bytes a second in GB/s."""
-    return f"{count / max(seconds, 1e-9) / 1e9:.2f} GB/s"
+    """Return bytes a second, in GB/s where that says something."""
+    each_second = count / max(seconds, 1e-9)
+    return f"{each_second / 1e9:.2f} GB/s" if each_second >= 1e8 else f"{size(each_second)}/s"
 
 
 def duration(seconds: float) -> str:

@@ -49,8 +49,9 @@ def _target(out: str | None, default: str, many: bool) -> str:
 
 
 def _streams(file: str, target: str) -> tuple[str | IO[bytes], str | IO[bytes]]:
+    # Unbuffered, for a buffer that another thread waits on cannot be given up at exit.
     return (
-        sys.stdin.buffer if file == "-" else file,
+        open(0, "rb", buffering=0, closefd=False) if file == "-" else file,
         sys.stdout.buffer if target == "-" else target,
     )
 
