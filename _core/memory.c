@@ -79,15 +79,13 @@ void secret_pages_unmap(secret_pages *pages)
     memset(pages, 0, sizeof *pages);
 }
 
-#if defined(__has_attribute)
-#if __has_attribute(zero_call_used_regs)
-__attribute__((zero_call_used_regs("all")))
-#endif
-#endif
 void secret_copy(void *to, const void *from, size_t size)
 {
-    memmove(to, from, size);
-    __asm__ volatile("" ::: "memory"); /* No tail call: this function has to return to clear the registers. */
+    /* A byte at a time: memcpy uses vector registers, and nothing clears those afterwards. */
+    volatile unsigned char *target = to;
+    const volatile unsigned char *source = from;
+    for (size_t i = 0; i < size; i++)
+        target[i] = source[i];
 }
 
 /* Wiped by a fork. Holds 42 random bits above the low 22 bits of the process id (Linux has no larger ids), which

@@ -23,7 +23,7 @@ void secret_pages_wipe(secret_pages *pages);
 /* Wipes and unmaps; harmless on pages that are not mapped. */
 void secret_pages_unmap(secret_pages *pages);
 
-/* Copies bytes, and leaves none of them in a register: the dynamic linker or a signal may spill those to the stack. */
+/* Copies bytes and leaves none of them in a vector register, which the dynamic linker or a signal may spill. */
 void secret_copy(void *to, const void *from, size_t size);
 
 /* A number of this process, never 0: a forked child sees another one than its parent. 0: no memory or randomness. */
