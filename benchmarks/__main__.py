@@ -32,6 +32,7 @@ def machine() -> dict[str, str]:
         "huge pages": huge.read_text().strip() if huge.exists() else "unknown",
         "Python": platform.python_version(),
         "numpy": np.__version__,
+        "load before": f"{os.getloadavg()[0]:.2f}",
     }
 
 
@@ -61,7 +62,7 @@ def table(question: Question, results: list[Result]) -> Table:
         for result in rows:
             title = f"  {SUBJECTS[result.row.subject].title}"
             if result.missing:
-                layout.add_row(title, f"[dim]{result.missing}")
+                layout.add_row(f"[dim]{title}: not installed")
                 continue
             speed = _speed(result)
             layout.add_row(
@@ -133,6 +134,7 @@ def main() -> None:
     if not console.is_terminal:
         console = Console(width=140)
     report: dict[str, Any] = {"machine": machine(), "results": [], "measures": []}
+    unsteady = 0
     with scratch_settings(arguments.quick) as settings:
         report["settings"] = asdict(settings)
         with Workers(settings) as workers, console.status("starting") as status:
@@ -145,17 +147,26 @@ def main() -> None:
                 results = measure(question.rows, workers, status.update)
                 console.print(table(question, results), "")
                 report["results"] += [asdict(result) for result in results]
+                unsteady += sum(result.unsteady for result in results if not result.missing)
                 report["measures"] += measures(
                     question, Results(results, facts, "median"), Results(results, facts, "minimum")
                 )
-            report["versions"] = workers.versions
+            report["versions"], missing = workers.versions, workers.missing
     console.print(target_table(report["measures"]), "")
     for title, facts in (("Machine", report["machine"]), ("Versions", report["versions"])):
         console.print(f"[bold]{title}")
         for name, value in facts.items():
             console.print(f"  {name}: {value}", highlight=False, markup=False)
+    for name, how in missing.items():
+        console.print(f"  {name}: {how}", highlight=False, markup=False)
     sizes = ", ".join(f"{name} {value}" for name, value in report["settings"].items())
     console.print(f"[bold]Settings[/]\n  {sizes}", highlight=False)
+    if unsteady:
+        console.print(
+            f"\n{unsteady} of {len(report['results'])} rows are unsteady: other work disturbed this run, so its minima "
+            "say more than its medians.",
+            highlight=False,
+        )
     console.print(
         "\nThe time of a run is the median, or minimum, of its rounds; ~ marks a median over 10 % above the minimum.\n"
         "'of 1st' is the speed beside the first row of the group, 'tapeseal' its speed beside this row.\n"

@@ -243,8 +243,21 @@ class Workers:
 
     @property
     def versions(self) -> dict[str, str]:
-        """What each subject says of itself, in the order of the first question."""
-        return {SUBJECTS[name].title: worker.version for name, worker in self._started.items()}
+        """What each subject that is there says of itself."""
+        return {
+            SUBJECTS[name].title: worker.version
+            for name, worker in self._started.items()
+            if not worker.missing
+        }
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """How to get each subject that is not there."""
+        return {
+            SUBJECTS[name].title: worker.missing
+            for name, worker in self._started.items()
+            if worker.missing
+        }
 
     def __enter__(self) -> Self:
         return self

@@ -1654,23 +1654,6 @@ def test_a_file_that_somebody_else_cut(make: Any, keyring: Any) -> None:
 # Interrupts
 
 
-class Alarm:
-    """Raises KeyboardInterrupt in the main thread, once, after a random time."""
-
-    def __init__(self, rng: random.Random) -> None:
-        self._rng = rng
-
-    def __enter__(self) -> None:
-        signal.setitimer(
-            signal.ITIMER_REAL,
-            self._rng.choice([1e-5, 1e-4, 5e-4, 2e-3]) * (0.1 + self._rng.random()),
-        )
-
-    def __exit__(self, *exception: object) -> None:
-        # Nothing to do: it has rung, or the loop below waits for it.
-        pass
-
-
 @pytest.fixture
 def interruptible() -> Iterator[None]:
     """Have SIGALRM raise KeyboardInterrupt."""
@@ -1685,13 +1668,18 @@ def interruptible() -> Iterator[None]:
 
 
 def interrupted(rng: random.Random, act: Callable[[], Any]) -> bool:
-    """Do something that is interrupted at a random instant, before its end or after it."""
+    """Do something and be interrupted at a random instant; return whether that was before its end."""
     finished = False
     try:
-        with Alarm(rng):
+        try:
+            signal.setitimer(signal.ITIMER_REAL, rng.choice([1e-5, 1e-4, 5e-4, 2e-3]) * (0.1 + rng.random()))
             act()
             finished = True
-            signal.pause()
+            while True:
+                time.sleep(0.001)
+        except Exception:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            raise
     except KeyboardInterrupt:
         pass
     return not finished

@@ -246,18 +246,20 @@ class Body:
         self._load(os.fstat(self.fd).st_size, authenticate)
 
     def _load(self, size: int, authenticate: bool) -> None:
-        index_at = None
-        if size >= self.end + TRAILER_SIZE:
-            trailer = files.pread_exact(self.fd, TRAILER_SIZE, size - TRAILER_SIZE)
-            if len(trailer) < TRAILER_SIZE:
-                raise DamagedError("the file was cut while it was read", size - TRAILER_SIZE)
-            index_at = layout.parse_trailer(trailer)
+        index_at = self._trailer(size) if size >= self.end + TRAILER_SIZE else None
         if index_at is None:
             self.walk(size, authenticate=authenticate)
         elif not self.end <= index_at <= size - TRAILER_SIZE - SEGMENT_HEADER_SIZE:
             raise DamagedError("the trailer points outside the body", size - TRAILER_SIZE)
         else:
             self._load_index(index_at, size - TRAILER_SIZE)
+
+    def _trailer(self, size: int) -> int | None:
+        """Return what the trailer at the end of a file of `size` bytes points to, None where there is no trailer."""
+        trailer = files.pread_exact(self.fd, TRAILER_SIZE, size - TRAILER_SIZE)
+        if len(trailer) < TRAILER_SIZE:
+            raise DamagedError("the file was cut while it was read", size - TRAILER_SIZE)
+        return layout.parse_trailer(trailer)
 
     def _load_index(self, start: int, stop: int) -> None:
         raw = self._read_segment_header(start)
@@ -410,6 +412,9 @@ class Body:
         if authenticate:
             self._authenticate_last(known)
         self.torn_bytes = size - self.end
+        if self.torn_bytes >= TRAILER_SIZE and self._trailer(size) is not None:
+            # What may be left of a sealed tape is not cut unasked.
+            raise DamagedError("a trailer ends what is no index", self.end)
 
     def _walk_segment(self, at: int, size: int) -> bool | None:
         """Take the segment whose header stands at `at`.

@@ -104,5 +104,11 @@ class Keyring(Protocol):
 
 def no_recipient(recipients: Sequence[Recipient], ours: str) -> KeyUnavailableError:
     """Make the error of a keyring that finds none of its keys among the recipients; `ours` says what it has."""
-    named = ", ".join(f"{recipient.provider}:{recipient.key}" for recipient in recipients)
-    return KeyUnavailableError(f"no recipient of the tape is one of ours: it names {named}; {ours}")
+    named = first_few([f"{recipient.provider}:{recipient.key}" for recipient in recipients])
+    return KeyUnavailableError(f"no recipient is one of ours: the recipients are {named}; {ours}")
+
+
+def first_few(names: Sequence[str], most: int = 4) -> str:
+    """Return the first names with commas between them, and how many more there are."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

@@ -126,7 +126,9 @@ def has_name(fd: int, path: StrPath) -> bool:
 
 
 @contextlib.contextmanager
-def new_file(path: StrPath, mode: int, *, replace: bool) -> Iterator[int]:
+def new_file(
+    path: StrPath, mode: int, *, replace: bool, temporary: Path | None = None
+) -> Iterator[int]:
     """Open a new file for reading and writing under a temporary name; give it its own name when the body ends.
 
     An exception in the body removes it, so nothing partial ever stands under `path`. The descriptor is closed in the
@@ -137,6 +139,7 @@ def new_file(path: StrPath, mode: int, *, replace: bool) -> Iterator[int]:
         mode: permission bits, less the umask.
         replace: take the place of an existing file, with its permission bits; otherwise that is a FileExistsError,
             before or after the body.
+        temporary: the name until then, in the same directory and of no existing file; None: a random one beside.
     """
     target = Path(os.path.realpath(path) if replace else path)
     before = None
@@ -146,7 +149,8 @@ def new_file(path: StrPath, mode: int, *, replace: bool) -> Iterator[int]:
         before = target.stat()
         if not stat.S_ISREG(before.st_mode):
             raise OSError(errno.EINVAL, "not a regular file, so it is not replaced", str(target))
-    temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(6)}.part")
+    if temporary is None:
+        temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(6)}.part")
     fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         if before is not None:

@@ -18,7 +18,7 @@ A header copy:
 | 48 | 1 | copies | u8: 1 in a blob, 2 in a file |
 | 49 | 11 | reserved | zeros |
 | 60 | 4 | crc | u32: CRC-32, as zlib and gzip compute it, of the whole copy with these four bytes taken as zeros |
-| 64 | 32 | mac | HMAC-SHA-256 under Expand("header", tape_id, 32), see below |
+| 64 | 32 | mac | HMAC-SHA-256 under Expand("header", tape_id, 32), section 3 |
 | 96 | content_size | content | JSON text |
 | 96 + content_size | recipients_size | recipients | JSON text |
 | after them | to copy_size | padding | zeros; none in a blob |
@@ -33,7 +33,7 @@ A segment header:
 | 8 | 8 | prev_frames | u64: how many frames the data segment before this one has; 0 in the first |
 | 16 | 32 | prev | the commitment of the data segment before this one; SHA-256 of the bytes of content in the first |
 | 48 | 32 | salt | random |
-| 80 | 32 | commitment | see below |
+| 80 | 32 | commitment | section 4 |
 
 A frame:
 
@@ -58,7 +58,7 @@ The text of an index:
 | 16 | 8 | total_items | u64: items of all data segments |
 | 24 | 48 each | segments | one entry for each data segment |
 | after them | 48 each | runs | one entry for each run |
-| after them | 2 × size of the field, each | bounds | where index_by is not null, one entry for each frame |
+| after them | two values of the field each | bounds | where index_by is not null, one entry for each frame |
 
 A segment's entry in it:
 
@@ -78,7 +78,7 @@ A run's entry:
 | 16 | 8 | first_item | u64: number of the first item of that frame |
 | 24 | 8 | offset | u64: where that frame's header stands in the file |
 | 32 | 8 | frames | u64: how many frames |
-| 40 | 8 | step | u64: bytes from one frame to the next, count × item size + 40 |
+| 40 | 8 | step | u64: bytes from one frame to the next, count times item size, plus 40 |
 
 The trailer:
 
@@ -544,6 +544,7 @@ _CONTENT_MEMBERS = {
 
 def build_content(content: Content) -> bytes:
     """Return the content text of a header; parse_content() reads it back, and checks it on the way."""
+    check_context(content.encryption_context)
     text = _dump_json(
         {
             "created": content.created,

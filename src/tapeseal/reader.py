@@ -39,6 +39,8 @@ class TapeReader:
         """"records" or "bytes"."""
         self.dtype: np.dtype[Any] = np.dtype(np.uint8) if content.dtype is None else content.dtype
         """Of the records."""
+        # Copying structures numpy leaves out their padding, and concatenating it makes native byte orders.
+        self._plain_dtype = np.dtype((np.void, self.dtype.itemsize))
         self.encryption_context = dict(content.encryption_context)
         """The public pairs bound to the tape."""
         self.created = content.created
@@ -127,16 +129,16 @@ class TapeReader:
     def _pick(self, chosen: range) -> Records:
         """Read the records of an ascending range, opening no frame that holds none of them."""
         self._check_open()
-        records = np.empty(len(chosen), self.dtype)
+        records = np.empty(len(chosen), self._plain_dtype)
         done = 0
         while done < len(chosen):
             position = chosen[done]
             first, plain = self._body.frame_at(position)
-            frame = np.frombuffer(plain, self.dtype)
+            frame = np.frombuffer(plain, self._plain_dtype)
             part = frame[position - first :: chosen.step][: len(chosen) - done]
             records[done : done + len(part)] = part
             done += len(part)
-        return records
+        return records.view(self.dtype)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -175,12 +177,12 @@ class TapeReader:
         kind = self.dtype[field]
         if kind.kind in "mM":
             start, end = np.asarray(start, kind.kind + "8"), np.asarray(end, kind.kind + "8")
-        found = []
+        found = [np.empty(0, self._plain_dtype)]
         for low, high in self._candidates(field, start, end):
             records = self._read(low, high)
             values = records[field]
-            found.append(records[(values >= start) & (values < end)])
-        return np.concatenate(found) if found else np.empty(0, self.dtype)
+            found.append(records.view(self._plain_dtype)[(values >= start) & (values < end)])
+        return np.concatenate(found).view(self.dtype)
 
     def _candidates(self, field: str, start: Any, end: Any) -> Iterator[tuple[int, int]]:
         """Ranges of records, each of bounded size, that hold all records between start and end."""

@@ -16,7 +16,7 @@ import numpy as np
 from tapeseal import files, layout
 from tapeseal._core import AESGCM, check_process, copy_into, process_epoch
 from tapeseal.body import Anchor, Body, Mark, frame_bounds
-from tapeseal.errors import LimitError, TapeChangedError
+from tapeseal.errors import LimitError, TapeChangedError, TapesealError
 from tapeseal.layout import FRAME_OVERHEAD, SEGMENT_HEADER_SIZE, Index
 
 if TYPE_CHECKING:
@@ -279,7 +279,11 @@ class FrameWriter:
         self._key = None
         self._body.reset(mark)
         del self._bounds[bounds:]
-        self._output.cut(mark.end)
+        try:
+            self._output.cut(mark.end)
+        except TapeChangedError:
+            self._failed = True
+            raise
         self._unfinished = None
 
     def _seal(self, source: memoryview, items: int) -> None:
@@ -435,6 +439,7 @@ class FrameWriter:
         except TapeChangedError:
             self._failed = True
             raise
+        self._sealed_size = body.end + len(sealed)
         body.index_commitment = commitment
 
     def _read_bounds(self) -> bytes:
@@ -461,13 +466,22 @@ class FrameWriter:
     ) -> None:
         # Sealed, or where an exception came through left open; the file is given up either way.
         try:
-            if exc_type is None:
+            if exc_value is None:
                 self.close()
+            else:
+                self._close_after(exc_value)
+        except BaseException as error:
+            self._close_after(error)
+            raise
         finally:
-            try:
-                self.close(seal=False)
-            finally:
-                self.__del__()
+            self.__del__()
+
+    def _close_after(self, error: BaseException) -> None:
+        """Flush and leave the tape open; what else goes wrong does not hide the first error."""
+        try:
+            self.close(seal=False)
+        except (OSError, TapesealError) as another:
+            error.add_note(f"{self.path}: what was not flushed is lost: {another}")
 
     def __del__(self) -> None:
         # Dropped without close(): like a crash, the tape stays open and what was not flushed is lost.
@@ -520,7 +534,10 @@ class TapeWriter(FrameWriter):
             raise TypeError(f"the tape holds records of dtype {self.dtype}, not {array.dtype}")
         if array.ndim > 1:
             raise ValueError(f"records are a one-dimensional array, not one of shape {array.shape}")
-        return np.ascontiguousarray(array.reshape(-1))
+        # As plain bytes: copying structures numpy leaves whatever stood in memory in their padding.
+        return np.ascontiguousarray(
+            array.reshape(-1).view(np.dtype((np.void, self.dtype.itemsize)))
+        )
 
     def __len__(self) -> int:
         return self.items

@@ -96,7 +96,7 @@ def cli(ctx: click.Context) -> int | None:
 
     A tape is an encrypted file of records or bytes: appended to at the speed of the cipher,
     resumed after a crash, read in slices. A KEYRING says where its key comes from:
-    local:archive.key is a key file made by `tapeseal keygen archive.key`.
+    local:my.key is a key file made by `tapeseal keygen my.key`.
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help(), err=True)

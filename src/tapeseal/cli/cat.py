@@ -56,8 +56,8 @@ def cat(
     fields, and for whole-number fields as nanoseconds since 1970, in UTC.
 
     \b
-      tapeseal cat day.tape -k local:archive.key --records -5:
-      tapeseal cat day.tape -k local:archive.key --format jsonl \\
+      tapeseal cat day.tape -k local:my.key --records -5:
+      tapeseal cat day.tape -k local:my.key --format jsonl \\
           --between ts_event 2026-11-24T15:00 2026-11-24T15:01
     """
     ctx = click.get_current_context()

@@ -10,8 +10,8 @@ def completion(shell: str) -> None:
     """Print the script that completes `tapeseal` in a shell.
 
     \b
-    bash:  tapeseal completion bash > ~/.local/share/bash-completion/completions/tapeseal
-    zsh:   tapeseal completion zsh > "${fpath[1]}/_tapeseal"
+    bash:  add to ~/.bashrc:  eval "$(tapeseal completion bash)"
+    zsh:   add to ~/.zshrc:   eval "$(tapeseal completion zsh)"
     fish:  tapeseal completion fish > ~/.config/fish/completions/tapeseal.fish
     """
     from tapeseal.cli.app import cli

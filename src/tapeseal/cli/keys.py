@@ -1,12 +1,13 @@
 """tapeseal keygen."""
 
 from collections.abc import Callable
+from functools import partial
 
 import click
 
 from tapeseal._core import SecretBuffer
 from tapeseal.cli import options, output
-from tapeseal.keyrings import local
+from tapeseal.keyrings import local, passphrase
 
 
 @click.command()
@@ -41,8 +42,8 @@ def keygen(
     """Make a key file, for its owner alone, or add a key to one.
 
     \b
-      tapeseal keygen archive.key
-      tapeseal encrypt day.npy -k local:archive.key
+      tapeseal keygen my.key
+      tapeseal encrypt day.npy -k local:my.key
 
     Whoever has the file can decrypt; without it nobody can. An existing file is never
     overwritten. A key file under a passphrase asks for it when it is used, or takes it from
@@ -50,17 +51,14 @@ def keygen(
     """
     sources: list[Callable[[], SecretBuffer]] = []
     if ask:
-        prompt = f"{'' if add else 'New '}passphrase of {file}: ".capitalize()
-        sources.append(lambda: local.passphrase_from_terminal(prompt, confirm=not add))
+        prompt = f"{'Passphrase' if add else 'New passphrase'} of {file}: "
+        sources.append(partial(passphrase.passphrase_from_terminal, prompt, confirm=not add))
     if passphrase_file is not None:
-        name = passphrase_file
-        sources.append(lambda: local.passphrase_from_file(name))
+        sources.append(partial(passphrase.passphrase_from_file, passphrase_file))
     if passphrase_fd is not None:
-        fd = passphrase_fd
-        sources.append(lambda: local.passphrase_from_fd(fd))
+        sources.append(partial(passphrase.passphrase_from_fd, passphrase_fd))
     if passphrase_env is not None:
-        variable = passphrase_env
-        sources.append(lambda: local.passphrase_from_env(variable))
+        sources.append(partial(passphrase.passphrase_from_env, passphrase_env))
     if len(sources) > 1:
         raise click.UsageError("only one of the --passphrase options can be given")
     source = sources[0] if sources else None

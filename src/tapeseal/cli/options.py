@@ -53,7 +53,7 @@ def keyring(command: _Command) -> _Command:
         metavar="KEYRING",
         multiple=True,
         required=True,
-        help="Where the key comes from, such as local:archive.key; given several times, any of them"
+        help="Where the key comes from, such as local:my.key; given several times, any of them"
         " opens and all of them are recipients.",
     )(command)
 

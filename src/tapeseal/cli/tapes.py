@@ -88,8 +88,8 @@ def encrypt(
     it tells whether the tape was put back to an earlier state.
 
     \b
-      tapeseal encrypt day.npy -k local:archive.key -c desk=eq-us --index-by ts_event
-      pg_dump trades | tapeseal encrypt - -k local:archive.key -o trades.tape
+      tapeseal encrypt day.npy -k local:my.key -c desk=eq-us --index-by ts_event
+      pg_dump trades | tapeseal encrypt - -k local:my.key -o trades.tape
     """
     keyring = tapeseal.keyring(keyrings)
 
@@ -420,8 +420,8 @@ def rewrap(
     has copied it can still read.
 
     \b
-      tapeseal keygen archive.key --add
-      tapeseal rewrap *.tape -k local:archive.key --to local:archive.key
+      tapeseal keygen my.key --add
+      tapeseal rewrap *.tape -k local:my.key --to local:my.key
     """
     keyring = tapeseal.keyring(keyrings)
     new = tapeseal.keyring(to)
@@ -434,7 +434,8 @@ def rewrap(
         if as_json:
             output.as_json({"file": file, "generation": generation})
         else:
-            output.line(f"{file}: rewrapped, generation {generation}")
+            of_many = f" ({done} of {len(files)})" if len(files) > 1 else ""
+            output.line(f"{file}: rewrapped, generation {generation}{of_many}")
 
     code = failures.each(files, one, as_json=as_json)
     if len(files) > 1 and not as_json:

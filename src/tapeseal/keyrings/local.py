@@ -2,29 +2,17 @@
 
 import base64
 import contextlib
-import errno
 import fcntl
-import getpass
 import os
 import re
-import shlex
-import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
-from tapeseal._core import (
-    AESGCM,
-    KEY_SIZE,
-    NONCE_SIZE,
-    TAG_SIZE,
-    SecretBuffer,
-    hkdf_expand,
-    wipe,
-)
-from tapeseal.datakey import DataKey, no_recipient
+from tapeseal._core import AESGCM, KEY_SIZE, NONCE_SIZE, TAG_SIZE, SecretBuffer, hkdf_expand
+from tapeseal.datakey import DataKey, first_few, no_recipient
 from tapeseal.errors import (
     ForkError,
     InvalidTag,
@@ -32,6 +20,9 @@ from tapeseal.errors import (
     LimitError,
     PassphraseError,
 )
+from tapeseal.files import has_name, new_file, sync_directory, write_all
+from tapeseal.keyrings.passphrase import PASSPHRASE_SOURCES, Passphrase, PassphraseHolder
+from tapeseal.keyrings.private import KEY_FILE, open_private
 from tapeseal.layout import Recipient, wrap_binding
 
 PROVIDER = "local"
@@ -39,13 +30,13 @@ PROVIDER = "local"
 MAX_FILE_SIZE = 1 << 20
 MAX_LINES = 4096
 MAX_KEYS = 1024
-MAX_PASSPHRASE_SIZE = 4096
 
 SALT_SIZE = 16
-# RFC 9106, 4: the second recommended option, for where 2 GiB are too much to ask.
-MEMORY_KIB, ITERATIONS, LANES = 65536, 3, 4
+# OWASP's first choice for scrypt: 128 MiB.
+LOG2_N, R, P = 17, 8, 1
 # What a file may demand of the machine that opens it.
-MAX_MEMORY_KIB, MAX_ITERATIONS, MAX_LANES = 1 << 20, 16, 16
+MIN_LOG2_N, MAX_LOG2_N, MAX_R, MAX_P = 10, 20, 32, 16
+MAX_KDF_MEMORY = 1 << 30
 
 ID_SIZE = 8
 _ID_INFO = b"tapeseal/v1 key id\0"
@@ -61,13 +52,10 @@ _IGNORED = re.compile(rb"|#.*")
 _KEY = re.compile(
     rb"key (?P<id>[0-9a-f]{%d}) created=(?P<created>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ) "
     rb"(?:secret=(?P<secret>.{%d})"
-    rb"|argon2id=(?P<memory_kib>[1-9]\d{0,6}):(?P<iterations>[1-9]\d?):(?P<lanes>[1-9]\d?)"
+    rb"|scrypt=(?P<log2_n>[1-9]\d?):(?P<r>[1-9]\d?):(?P<p>[1-9]\d?)"
     rb":(?P<salt>[0-9a-f]{%d}) sealed=(?P<sealed>[0-9a-f]{%d}))"
     % (2 * ID_SIZE, 2 * KEY_SIZE, 2 * SALT_SIZE, 2 * _SEALED_SIZE)
 )
-
-Passphrase = bytes | bytearray | SecretBuffer
-"""1 to 4096 bytes. A SecretBuffer belongs to whoever it was given to, and is closed there."""
 
 
 class LocalKeyring:
@@ -97,12 +85,12 @@ class LocalKeyring:
     ) -> None:
         self.path = os.fspath(path)
         try:
-            self._passphrase = _PassphraseHolder(passphrase, path)
+            self._passphrase = PassphraseHolder(passphrase, path)
         finally:
             del passphrase  # So that no traceback that shows variables shows it.
-        with _open_private(self.path, _KEY_FILE) as fd, _read(fd, self.path) as text:
+        with open_private(self.path, KEY_FILE) as fd, _read(fd, self.path) as text:
             keys = _parse(text, self.path)
-        self._passphrase.check_fits(keys, self.path)
+        self._passphrase.check_fits(bool(keys.sealed), self.path)
         self.key_ids = keys.ids
         self._opened = keys.opened
         self._sealed = keys.sealed
@@ -157,7 +145,7 @@ class LocalKeyring:
                 failure = failure or error
         try:
             raise failure or no_recipient(
-                recipients, f"the key file {self.path} has {', '.join(self.key_ids)}"
+                recipients, f"the key file {self.path} has {first_few(self.key_ids)}"
             )
         finally:
             del failure  # Whose traceback holds this frame: the two would outlive their use.
@@ -199,18 +187,18 @@ def from_uri(path: str, parameters: Mapping[str, str]) -> LocalKeyring:
         ValueError: other parameters, or no path.
         KeyUnavailableError: as LocalKeyring, or the passphrase could not be read.
     """
-    unknown = sorted(parameters.keys() - _PASSPHRASE_SOURCES.keys())
+    unknown = sorted(parameters.keys() - PASSPHRASE_SOURCES.keys())
     if unknown:
         raise ValueError(
-            f"a local keyring has no parameter {unknown[0]!r}, only {', '.join(_PASSPHRASE_SOURCES)}"
+            f"a local keyring has no parameter {unknown[0]!r}, only {', '.join(PASSPHRASE_SOURCES)}"
         )
     if len(parameters) > 1:
-        raise ValueError(f"only one of {', '.join(_PASSPHRASE_SOURCES)} can be given")
+        raise ValueError(f"only one of {', '.join(PASSPHRASE_SOURCES)} can be given")
     if not path:
         raise ValueError("a local keyring needs the path of a key file: local:PATH")
     passphrase = None
     for name, value in parameters.items():
-        passphrase = _PASSPHRASE_SOURCES[name](value)
+        passphrase = PASSPHRASE_SOURCES[name](value)
     return LocalKeyring(path, passphrase)
 
 
@@ -235,25 +223,15 @@ def create_key_file(
         OSError: the file could not be written.
     """
     try:
-        holder = None if passphrase is None else _PassphraseHolder(passphrase, path)
+        holder = None if passphrase is None else PassphraseHolder(passphrase, path)
     finally:
         del passphrase
-    name = os.fspath(path)
-    if os.path.lexists(name):
-        # Said before a passphrase is asked for; os.link() below says it for good.
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
-    secret = None if holder is None else holder.get()
-    key_id, line = _new_key(secret)
-    if holder is not None:
-        holder.close()
-    temporary = _beside(name, os.urandom(8).hex())
-    try:
-        _write(temporary, [_FIRST_LINE, _COMMENT, *line])
-        os.link(temporary, name)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-    _sync_directory(name)
+    with new_file(path, 0o600, replace=False) as fd:
+        key_id, line = _new_key(None if holder is None else holder.get())
+        if holder is not None:
+            holder.close()
+        _write(fd, [_FIRST_LINE, _COMMENT, *line])
+    sync_directory(path)
     return key_id
 
 
@@ -278,14 +256,14 @@ def add_key(
         OSError: the new file could not be written; the old one is as it was.
     """
     try:
-        holder = _PassphraseHolder(passphrase, path)
+        holder = PassphraseHolder(passphrase, path)
     finally:
         del passphrase
     # Where the path is a symlink, what it points to is replaced, not the symlink.
     name = os.path.realpath(path)
     with _lock_key_file(name) as fd, _read(fd, name) as text:
         keys = _parse(text, name)
-        holder.check_fits(keys, name)
+        holder.check_fits(bool(keys.sealed), name)
         if len(keys.ids) == MAX_KEYS:
             raise LimitError(f"the key file {name} has {MAX_KEYS} keys, as many as it can")
         secret = None
@@ -297,16 +275,11 @@ def add_key(
         if len(text) + sum(map(len, line)) > MAX_FILE_SIZE or keys.lines == MAX_LINES:
             raise LimitError(f"the key file {name} is too long for another key: remove comments")
         # One name suffices under the lock: what stands there is of a process that was killed.
-        temporary = _beside(name, "new")
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        _write(temporary, [text, *line])
-        try:
-            os.replace(temporary, name)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-        _sync_directory(name)
+        temporary = Path(name).with_name(f".{os.path.basename(name)}.tapeseal-new")
+        temporary.unlink(missing_ok=True)
+        with new_file(name, 0o600, replace=True, temporary=temporary) as new_fd:
+            _write(new_fd, [text, *line])
+        sync_directory(name)
     return key_id
 
 
@@ -318,57 +291,31 @@ def _new_key(passphrase: SecretBuffer | None) -> tuple[str, list[bytes | SecretB
         if passphrase is None:
             return key_id, [f"{start}secret=".encode(), key.to_hex(), b"\n"]
         salt = os.urandom(SALT_SIZE)
-        start += f"argon2id={MEMORY_KIB}:{ITERATIONS}:{LANES}:{salt.hex()} sealed="
-        cipher = _derive(passphrase, salt, MEMORY_KIB, ITERATIONS, LANES)
+        start += f"scrypt={LOG2_N}:{R}:{P}:{salt.hex()} sealed="
+        cipher = _derive(passphrase, salt, LOG2_N, R, P)
         nonce = os.urandom(NONCE_SIZE)
         with key:
             sealed = nonce + cipher.encrypt(nonce, key, _FIRST_LINE + start.encode())
         return key_id, [f"{start}{sealed.hex()}\n".encode()]
 
 
-def _beside(path: str, suffix: str) -> str:
-    directory, name = os.path.split(path)
-    return os.path.join(directory, f".{name}.tapeseal-{suffix}")
-
-
-def _write(path: str, parts: Sequence[bytes | SecretBuffer]) -> None:
-    """Write a new file of mode 0600 to disk, or leave none."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        os.fchmod(fd, 0o600)  # Whatever the umask took away.
-        for part in parts:
-            with part if isinstance(part, SecretBuffer) else contextlib.nullcontext():
-                view = memoryview(part)
-                while view:
-                    view = view[os.write(fd, view) :]
-        os.fsync(fd)
-    except BaseException:
-        os.unlink(path)
-        raise
-    finally:
-        os.close(fd)
-
-
-def _sync_directory(path: str) -> None:
-    fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+def _write(fd: int, parts: Sequence[bytes | SecretBuffer]) -> None:
+    """Write a new file to disk, for its owner alone."""
+    os.fchmod(fd, 0o600)  # Whatever the umask took away.
+    for part in parts:
+        with part if isinstance(part, SecretBuffer) else contextlib.nullcontext():
+            write_all(fd, part)
+    os.fsync(fd)
 
 
 @contextlib.contextmanager
 def _lock_key_file(path: str) -> Iterator[int]:
     """Open a key file and wait until no other process adds a key to it."""
     while True:
-        with _open_private(path, _KEY_FILE) as fd:
+        with open_private(path, KEY_FILE) as fd:
             fcntl.flock(fd, fcntl.LOCK_EX)
             # Who held the lock before may have put a new file in this one's place.
-            try:
-                current = os.path.samestat(os.fstat(fd), os.stat(path))
-            except FileNotFoundError:
-                current = False
-            if current:
+            if has_name(fd, path):
                 yield fd
                 return
 
@@ -381,9 +328,9 @@ class _SealedKey(NamedTuple):
 
     id: str
     line: int
-    memory_kib: int
-    iterations: int
-    lanes: int
+    log2_n: int
+    r: int
+    p: int
     salt: bytes
     sealed: bytes
     bound: bytes
@@ -397,67 +344,6 @@ class _Keys(NamedTuple):
     opened: dict[str, AESGCM]
     sealed: dict[str, _SealedKey]
     lines: int
-
-
-class _Private(NamedTuple):
-    """A kind of file that nobody but its owner may have access to."""
-
-    name: str
-    flags: int
-    kinds: tuple[Callable[[int], bool], ...]
-    kinds_text: str
-    if_missing: str
-
-
-# Opened without waiting, so that a pipe is refused and not waited for.
-_KEY_FILE = _Private(
-    "key file",
-    os.O_NONBLOCK,
-    (stat.S_ISREG,),
-    "regular file",
-    "make one with: tapeseal keygen {path}",
-)
-# A pipe is what a shell gives for <(command).
-_PASSPHRASE_FILE = _Private(
-    "passphrase file",
-    0,
-    (stat.S_ISREG, stat.S_ISFIFO),
-    "regular file or pipe",
-    "is the path right?",
-)
-
-
-@contextlib.contextmanager
-def _open_private(path: str, kind: _Private) -> Iterator[int]:
-    """Open a file for reading that belongs to this user, or root, and is closed to all others."""
-    quoted = shlex.quote(path)
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOCTTY | kind.flags)
-    except FileNotFoundError:
-        hint = kind.if_missing.format(path=quoted)
-        raise KeyUnavailableError(f"there is no {kind.name} {path}; {hint}") from None
-    except OSError as error:
-        raise KeyUnavailableError(
-            f"the {kind.name} {path} could not be opened: {error.strerror}"
-        ) from None
-    try:
-        # Of the file itself, wherever symlinks led: Kubernetes mounts secrets behind some.
-        status = os.fstat(fd)
-        if not any(is_kind(status.st_mode) for is_kind in kind.kinds):
-            raise KeyUnavailableError(f"the {kind.name} {path} is no {kind.kinds_text}")
-        if status.st_uid not in (os.geteuid(), 0):
-            raise KeyUnavailableError(
-                f"the {kind.name} {path} belongs to another user (uid {status.st_uid}), who could "
-                f"change it; run as that user, or: chown {os.geteuid()} {quoted}"
-            )
-        if status.st_mode & 0o077:
-            raise KeyUnavailableError(
-                f"the {kind.name} {path} is not its owner's alone "
-                f"(mode {stat.S_IMODE(status.st_mode):04o}); run: chmod 600 {quoted}"
-            )
-        yield fd
-    finally:
-        os.close(fd)
 
 
 @contextlib.contextmanager
@@ -525,15 +411,15 @@ def _parse(text: SecretBuffer, path: str) -> _Keys:
                     sealed[key_id] = _SealedKey(
                         key_id,
                         number,
-                        int(found["memory_kib"]),
-                        int(found["iterations"]),
-                        int(found["lanes"]),
+                        int(found["log2_n"]),
+                        int(found["r"]),
+                        int(found["p"]),
                         bytes.fromhex(found["salt"].decode()),
                         bytes.fromhex(found["sealed"].decode()),
                         _FIRST_LINE + bytes(view[start : found.start("sealed")]),
                     )
                     if not _is_affordable(sealed[key_id]):
-                        raise refuse("its argon2id parameters are out of range")
+                        raise refuse("its scrypt parameters are out of range")
                 if opened and sealed:
                     raise refuse("either all keys of a file are under its passphrase or none is")
             start = end + 1
@@ -568,11 +454,12 @@ def _is_time(text: str) -> bool:
 
 
 def _is_affordable(key: _SealedKey) -> bool:
-    # RFC 9106, 3.1: at least 8 KiB for each lane.
     return (
-        key.lanes <= MAX_LANES
-        and key.iterations <= MAX_ITERATIONS
-        and 8 * key.lanes <= key.memory_kib <= MAX_MEMORY_KIB
+        # RFC 7914, 2: N is less than 2**(16 * r).
+        MIN_LOG2_N <= key.log2_n <= min(MAX_LOG2_N, 16 * key.r - 1)
+        and key.r <= MAX_R
+        and key.p <= MAX_P
+        and 128 * key.r << key.log2_n <= MAX_KDF_MEMORY
     )
 
 
@@ -589,7 +476,7 @@ def _unwrap(cipher: AESGCM, wrapped: str, binding: bytes) -> DataKey:
 
 def _unseal(key: _SealedKey, passphrase: SecretBuffer, path: str) -> AESGCM:
     """Open a key under a passphrase."""
-    cipher = _derive(passphrase, key.salt, key.memory_kib, key.iterations, key.lanes)
+    cipher = _derive(passphrase, key.salt, key.log2_n, key.r, key.p)
     wrong = PassphraseError(
         f"the passphrase does not open the key {key.id} of {path}, or line {key.line} was changed"
     )
@@ -603,195 +490,21 @@ def _unseal(key: _SealedKey, passphrase: SecretBuffer, path: str) -> AESGCM:
         return AESGCM(secret)
 
 
-def _derive(
-    passphrase: SecretBuffer, salt: bytes, memory_kib: int, iterations: int, lanes: int
-) -> AESGCM:
-    """Return the key that Argon2id (RFC 9106) makes of a passphrase."""
+def _derive(passphrase: SecretBuffer, salt: bytes, log2_n: int, r: int, p: int) -> AESGCM:
+    """Return the key that scrypt (RFC 7914) makes of a passphrase."""
     from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
+    from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
-    derived = bytearray(KEY_SIZE)
     try:
-        argon2id = Argon2id(
-            salt=salt, length=KEY_SIZE, iterations=iterations, lanes=lanes, memory_cost=memory_kib
-        )
+        scrypt = Scrypt(salt=salt, length=KEY_SIZE, n=1 << log2_n, r=r, p=p)
     except UnsupportedAlgorithm:
         raise KeyUnavailableError(
-            "the installed cryptography has no Argon2id, which passphrases need; "
+            "the installed cryptography has no scrypt, which passphrases need; "
             "its wheels from PyPI have it"
         ) from None
-    # OpenSSL copies the passphrase into the parameters that cryptography makes, and does not wipe it.
+    derived = bytearray(KEY_SIZE)
+    # Not Argon2id: cryptography's leaves a copy of the passphrase in freed memory.
     with passphrase, memoryview(passphrase) as view:
-        argon2id.derive_into(view, derived)  # type: ignore[arg-type]  # It takes any buffer.
+        scrypt.derive_into(view, derived)
     with contextlib.closing(SecretBuffer.take(derived)) as key:
         return AESGCM(key)
-
-
-# Passphrases
-
-
-class _PassphraseHolder:
-    """The passphrase of a key file, given or asked for when it is first needed."""
-
-    def __init__(
-        self,
-        passphrase: Passphrase | Callable[[], Passphrase] | None,
-        path: str | os.PathLike[str],
-    ) -> None:
-        self._secret: SecretBuffer | None = None
-        self._ask: Callable[[], Passphrase] | None = None
-        try:
-            if passphrase is None:
-                self._ask = partial(passphrase_from_terminal, f"Passphrase of {os.fspath(path)}: ")
-            elif callable(passphrase):
-                self._ask = passphrase
-            else:
-                self._secret = _as_secret(passphrase)
-        finally:
-            del passphrase
-
-    def check_fits(self, keys: _Keys, path: str) -> None:
-        """Refuse a passphrase for a file without: another file may have taken its place."""
-        if self._ask is None and not keys.sealed:
-            self.close()
-            raise PassphraseError(f"a passphrase was given, but the key file {path} is under none")
-
-    def get(self) -> SecretBuffer:
-        if self._secret is None and self._ask is not None:
-            self._secret = _as_secret(self._ask())
-        if self._secret is None:
-            raise PassphraseError("the passphrase was already wiped")
-        return self._secret
-
-    def forget(self) -> None:
-        """Have the next get() ask again, where this one was asked for."""
-        if self._ask is not None:
-            self.close()
-
-    def close(self) -> None:
-        if self._secret is not None:
-            self._secret.close()
-            self._secret = None
-
-
-def _as_secret(passphrase: object) -> SecretBuffer:
-    if isinstance(passphrase, SecretBuffer):
-        return passphrase
-    if not isinstance(passphrase, bytes | bytearray):
-        kind = type(passphrase).__name__
-        del passphrase
-        raise TypeError(f"a passphrase is bytes, not {kind}")
-    size = len(passphrase)
-    if not 1 <= size <= MAX_PASSPHRASE_SIZE:
-        del passphrase
-        raise _wrong_size(size)
-    return SecretBuffer.take(bytearray(passphrase))
-
-
-def _wrong_size(size: int) -> PassphraseError:
-    return PassphraseError(f"a passphrase has 1 to {MAX_PASSPHRASE_SIZE} bytes, not {size}")
-
-
-def passphrase_from_terminal(prompt: str, *, confirm: bool = False) -> SecretBuffer:
-    """Ask for a passphrase on the terminal, unseen; with `confirm` twice.
-
-    A terminal gives text, of which copies stay in Python's memory until that is used again.
-
-    Raises:
-        PassphraseError: there is no terminal, or what was typed is empty, too long or not the same.
-    """
-    try:
-        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
-    except OSError:
-        raise PassphraseError(
-            "a passphrase is needed, and there is no terminal to ask: give it as "
-            "local:FILE?passphrase_file=PATH, ?passphrase_fd=NUMBER or ?passphrase_env=NAME"
-        ) from None
-    typed = _typed(prompt)
-    if typed is None:
-        raise PassphraseError(f"a passphrase has 1 to {MAX_PASSPHRASE_SIZE} bytes of text")
-    if confirm:
-        again = _typed("The same again: ")
-        if again is None or not _same(typed, again):
-            raise PassphraseError("the two passphrases are not the same")
-    return typed
-
-
-def _typed(prompt: str) -> SecretBuffer | None:
-    # No error leaves this frame: that of text that does not decode holds what was typed.
-    with contextlib.suppress(EOFError, UnicodeError):
-        text = bytearray(getpass.getpass(prompt).encode())
-        if 1 <= len(text) <= MAX_PASSPHRASE_SIZE:
-            return SecretBuffer.take(text)
-    return None
-
-
-def _same(one: SecretBuffer, other: SecretBuffer) -> bool:
-    with one, other, memoryview(one) as a, memoryview(other) as b:
-        return a == b
-
-
-def passphrase_from_file(path: str) -> SecretBuffer:
-    """Read a passphrase from a file, or a named pipe, that is its owner's alone.
-
-    One newline at the end is not part of it.
-
-    Raises:
-        KeyUnavailableError: the file cannot be read, or others have access to it.
-        PassphraseError: it holds nothing, or over 4096 bytes.
-    """
-    with _open_private(path, _PASSPHRASE_FILE) as fd:
-        return passphrase_from_fd(fd)
-
-
-def passphrase_from_fd(fd: int) -> SecretBuffer:
-    """Read a passphrase from a file descriptor to its end; it stays open.
-
-    One newline at the end is not part of it.
-
-    Raises:
-        PassphraseError: it cannot be read, or gives nothing, or over 4096 bytes.
-    """
-    buffer = bytearray(MAX_PASSPHRASE_SIZE + 2)
-    try:
-        with memoryview(buffer) as view:
-            size = 0
-            # A byte more than is allowed, and its newline, tell what is too long.
-            while size < len(buffer) and (got := os.readv(fd, [view[size:]])):
-                size += got
-            if size and view[size - 1] == ord("\n"):
-                size -= 1
-            if not 1 <= size <= MAX_PASSPHRASE_SIZE:
-                raise _wrong_size(size)
-            return SecretBuffer.take(view[:size])
-    except OSError as error:
-        raise PassphraseError(
-            f"no passphrase from file descriptor {fd}: {error.strerror}"
-        ) from None
-    finally:
-        wipe(buffer)
-
-
-def passphrase_from_env(name: str) -> SecretBuffer:
-    """Take a passphrase from an environment variable, which other programs may be able to see.
-
-    Raises:
-        PassphraseError: it is not set, empty, or has over 4096 bytes.
-    """
-    value = os.environb.get(os.fsencode(name))
-    if value is None:
-        raise PassphraseError(f"the environment variable {name} of the passphrase is not set")
-    return _as_secret(value)
-
-
-def _passphrase_from_fd_text(text: str) -> SecretBuffer:
-    if not re.fullmatch("[0-9]{1,9}", text):
-        raise ValueError("passphrase_fd is not the number of a file descriptor")
-    return passphrase_from_fd(int(text))
-
-
-_PASSPHRASE_SOURCES: dict[str, Callable[[str], SecretBuffer]] = {
-    "passphrase_file": passphrase_from_file,
-    "passphrase_fd": _passphrase_from_fd_text,
-    "passphrase_env": passphrase_from_env,
-}
