@@ -9,7 +9,7 @@ from setuptools import Extension, setup
 
 core = Extension(
     "tapeseal._core",
-    sources=["_core/_core.pyx", "_core/frames.c", "_core/memory.c"],
+    sources=["_core/_core.pyx", "_core/crypto_memory.c", "_core/frames.c", "_core/memory.c"],
     depends=glob("_core/*.pxd") + glob("_core/*.h"),  # also what puts them in the sdist
     extra_compile_args=[
         *("-O2", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra", "-Wconversion"),
@@ -26,6 +26,7 @@ if sys.platform == "linux":
 prefix = os.environ.get("TAPESEAL_OPENSSL")
 if prefix:
     core.include_dirs.append(f"{prefix}/include")
+    core.define_macros.append(("TAPESEAL_OWN_LIBCRYPTO", "1"))
     core.extra_objects.append(f"{prefix}/lib/libcrypto.a")
     if sys.platform == "linux":
         core.extra_link_args.append("-Wl,--exclude-libs,ALL")

@@ -67,6 +67,9 @@ cdef extern from "frames.h" nogil:
     int frames_seal(const openssl.EVP_CIPHER_CTX *key, const frame_run *run, unsigned threads)
     int frames_open(const openssl.EVP_CIPHER_CTX *key, const frame_run *run, unsigned threads, uint64_t *bad)
 
+cdef extern from "crypto_memory.h" nogil:
+    int crypto_memory_install()
+
 cdef extern from "unistd.h" nogil:
     Py_ssize_t c_read "read"(int fd, void *buf, size_t count)
 
@@ -82,6 +85,9 @@ FRAME_HEADER_SIZE = C_FRAME_HEADER_SIZE
 cdef uint64_t MAX_FRAME_SIZE = <uint64_t>1 << 26
 cdef uint64_t MAX_SEGMENT_FRAMES = <uint64_t>1 << 32
 cdef uint64_t MAX_SEGMENT_SIZE = <uint64_t>1 << 40
+
+# Before anything else asks libcrypto for memory.
+KEY_SCHEDULES_PROTECTED = bool(crypto_memory_install())
 
 cdef openssl.EVP_CIPHER *aes_256_gcm = openssl.EVP_CIPHER_fetch(NULL, b"AES-256-GCM", NULL)
 cdef openssl.EVP_KDF *hkdf = openssl.EVP_KDF_fetch(NULL, b"HKDF", NULL)

@@ -18,8 +18,8 @@ static size_t page_size(void)
     return (size_t)sysconf(_SC_PAGESIZE);
 }
 
-/* Guard page, `size` bytes rounded up to pages, guard page. Neither dumped nor, on Linux, inherited by a fork. */
-static unsigned char *map_guarded(size_t size, size_t *mapping_size, int *locked)
+/* Guard page, `size` bytes rounded up to pages, guard page; locked where that is allowed, and not dumped. */
+static unsigned char *map_guarded(size_t size, size_t *mapping_size, int *locked, int wiped_by_fork)
 {
     size_t page = page_size();
     size_t inner = (size + page - 1) / page * page;
@@ -39,7 +39,8 @@ static unsigned char *map_guarded(size_t size, size_t *mapping_size, int *locked
     (void)madvise(mapping + page, inner, MADV_DONTDUMP);
 #endif
 #ifdef MADV_WIPEONFORK
-    (void)madvise(mapping + page, inner, MADV_WIPEONFORK);
+    if (wiped_by_fork)
+        (void)madvise(mapping + page, inner, MADV_WIPEONFORK);
 #endif
     *mapping_size = total;
     return mapping;
@@ -55,7 +56,7 @@ int secret_pages_map(secret_pages *pages, size_t size)
     size_t page = page_size();
     /* Against the upper guard, so that a read past the end faults; 16 for aligned vector loads. */
     size_t padded = (size + 15) / 16 * 16;
-    unsigned char *mapping = map_guarded(padded, &pages->mapping_size, &pages->locked);
+    unsigned char *mapping = map_guarded(padded, &pages->mapping_size, &pages->locked, 1);
     if (mapping == NULL)
         return -1;
     pages->mapping = mapping;
@@ -79,6 +80,23 @@ void secret_pages_unmap(secret_pages *pages)
     memset(pages, 0, sizeof *pages);
 }
 
+int secret_pages_map_shared(secret_pages *pages, size_t size)
+{
+    memset(pages, 0, sizeof *pages);
+    pages->mapping = map_guarded(size, &pages->mapping_size, &pages->locked, 0);
+    if (pages->mapping == NULL)
+        return -1;
+    pages->data = pages->mapping + page_size();
+    pages->size = size;
+    return 0;
+}
+
+void secret_pages_unmap_shared(unsigned char *data, size_t size)
+{
+    size_t page = page_size();
+    munmap(data - page, (size + page - 1) / page * page + 2 * page);
+}
+
 void secret_copy(void *to, const void *from, size_t size)
 {
     /* A byte at a time: memcpy uses vector registers, and nothing clears those afterwards. */
@@ -99,7 +117,7 @@ static _Atomic uint64_t *sentinel(void)
         return here;
     size_t mapping_size;
     int locked;
-    unsigned char *mapping = map_guarded(sizeof *here, &mapping_size, &locked);
+    unsigned char *mapping = map_guarded(sizeof *here, &mapping_size, &locked, 1);
     if (mapping == NULL)
         return NULL;
     _Atomic uint64_t *mine = (_Atomic uint64_t *)(void *)(mapping + page_size());

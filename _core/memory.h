@@ -23,6 +23,10 @@ void secret_pages_wipe(secret_pages *pages);
 /* Wipes and unmaps; harmless on pages that are not mapped. */
 void secret_pages_unmap(secret_pages *pages);
 
+/* The same for memory that a forked child goes on with. The data then starts at a page. */
+int secret_pages_map_shared(secret_pages *pages, size_t size);
+void secret_pages_unmap_shared(unsigned char *data, size_t size);
+
 /* Copies bytes and leaves none of them in a vector register, which the dynamic linker or a signal may spill. */
 void secret_copy(void *to, const void *from, size_t size);
 

@@ -7,6 +7,7 @@ KEY_SIZE: Final = 32
 NONCE_SIZE: Final = 12
 TAG_SIZE: Final = 16
 FRAME_HEADER_SIZE: Final = 24
+KEY_SCHEDULES_PROTECTED: Final[bool]
 
 def openssl_version() -> str: ...
 def process_epoch() -> int: ...

@@ -225,7 +225,7 @@ def decrypt_file(
                 with files.new_file(target, 0o600, replace=False) as out:
                     files.pwrite_all(out, plain, 0)
             else:
-                target.write(plain)
+                files.write_stream(target, plain)
             return
         body, _ = load(fd, keyring, expect, False)
         stack.callback(body.close)
@@ -241,7 +241,7 @@ def decrypt_file(
                 files.pwrite_all(out, start, 0)
                 _copy_to_file(body, out, len(start), progress, threads)
         else:
-            target.write(start)
+            files.write_stream(target, start)
             _copy_to_stream(body, target, progress, threads)
             target.flush()
 
@@ -312,6 +312,6 @@ def _copy_to_stream(body: Body, stream: IO[bytes], progress: Progress | None, th
         last = min(first + items, body.items)
         plain = buffer[: (last - first) * body.item_size]
         body.read(first, last, plain, threads)
-        stream.write(plain)
+        files.write_stream(stream, plain)
         if progress is not None:
             progress(last * body.item_size, total)

@@ -75,7 +75,17 @@ class Anchor:
                 b"" if commitment == "-" else bytes.fromhex(commitment),
                 None if index == "-" else bytes.fromhex(index),
             )
-            if label != "tapeseal-anchor" or str(anchor) != text.strip():
+            sizes = (
+                len(anchor.tape_id),
+                len(anchor.commitment or bytes(32)),
+                len(anchor.index or b""),
+            )
+            if (
+                label != "tapeseal-anchor"
+                or str(anchor) != text.strip()
+                or sizes != (16, 32, 0 if anchor.index is None else 32)
+                or min(anchor.segments, anchor.frames, anchor.items) < 0
+            ):
                 raise ValueError
         except ValueError:
             raise ValueError(

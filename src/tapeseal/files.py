@@ -150,8 +150,13 @@ def new_file(
         if not stat.S_ISREG(before.st_mode):
             raise OSError(errno.EINVAL, "not a regular file, so it is not replaced", str(target))
     if temporary is None:
-        temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(6)}.part")
-    fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(6)}.part")
+    try:
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            errno.ENOENT, os.strerror(errno.ENOENT), str(target.parent)
+        ) from None
     try:
         if before is not None:
             os.fchmod(fd, stat.S_IMODE(before.st_mode))

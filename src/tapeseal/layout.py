@@ -400,11 +400,25 @@ def _check_parsed(value: Any, depth: int = 1) -> None:
             _check_parsed(part, depth + 1)
 
 
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+
+
+def _check_depth(text: bytes) -> None:
+    """Raise ValueError for so many levels that the parser, which recurses, might overflow a small stack."""
+    depth = 0
+    if text.count(b"[") + text.count(b"{") > 256:
+        for mark in re.findall(rb"[][{}]", _STRING.sub(b"", text)):
+            depth += 1 if mark in b"[{" else -1
+            if depth > MAX_JSON_DEPTH:
+                raise ValueError(f"nested deeper than {MAX_JSON_DEPTH}")
+
+
 def _parse_json(text: bytes, what: str, offset: int) -> Any:
     # Counted before anything is parsed: bounds the objects and the depth that the parser can be made to build.
     if sum(text.count(mark) for mark in (b",", b"[", b"{")) > MAX_JSON_MARKS:
         raise DamagedError(f"{what}: over {MAX_JSON_MARKS} of the characters , [ {{", offset)
     try:
+        _check_depth(text)
         value = json.loads(
             text.decode(),
             object_pairs_hook=_unique,

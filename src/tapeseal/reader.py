@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import operator
 import os
+import threading
 import time
 from collections.abc import Iterator
 from types import TracebackType
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self, SupportsIndex, overload
 
 import numpy as np
 
+from tapeseal._core import check_process, process_epoch
 from tapeseal.body import Anchor, Body
 from tapeseal.errors import DamagedError, TapeChangedError
 
@@ -25,8 +28,8 @@ class TapeReader:
     """A tape of records open for reading; made by tapeseal.open().
 
     It acts like a one-dimensional array whose parts are read and opened when they are asked for; what it returns is
-    always the caller's own copy, and every byte of it was authenticated. Several threads may share it. In a forked
-    child it refuses with ForkError.
+    always the caller's own copy, and every byte of it was authenticated. Several threads may share it, and one may
+    close it while others read: they get what they asked for. In a forked child it refuses with ForkError.
     """
 
     def __init__(self, path: str, body: Body, threads: int) -> None:
@@ -51,7 +54,14 @@ class TapeReader:
         """Bytes of plaintext in a full frame, at most."""
         self.tape_id = body.header.tape_id
         """The 16 random bytes that name the tape."""
+        # Not the body's, which counts frames before it has authenticated them.
+        self._length = body.items
         self._closed = False
+        self._descriptor = [body.fd]
+        # One entry for each read that runs now, of any thread.
+        self._running: set[object] = set()
+        self._refreshing = threading.Lock()
+        self._epoch = process_epoch()
 
     @property
     def sealed(self) -> bool:
@@ -66,7 +76,9 @@ class TapeReader:
     @property
     def anchor(self) -> Anchor:
         """How far the tape has come."""
-        return self._body.anchor
+        check_process(self._epoch)
+        with self._refreshing:
+            return self._body.anchor
 
     @property
     def shape(self) -> tuple[int]:
@@ -79,7 +91,7 @@ class TapeReader:
         return self._closed
 
     def __len__(self) -> int:
-        return self._body.items
+        return self._length
 
     @overload
     def __getitem__(self, item: SupportsIndex) -> Any: ...
@@ -120,25 +132,39 @@ class TapeReader:
             yield from batch
 
     def _read(self, start: int, stop: int) -> Records:
-        self._check_open()
-        records = np.empty(stop - start, self.dtype)
-        if stop > start:
-            self._body.read(start, stop, memoryview(records.view(np.uint8)), self._threads)
-        return records
+        with self._reading() as body:
+            records = np.empty(stop - start, self.dtype)
+            if stop > start:
+                body.read(start, stop, memoryview(records.view(np.uint8)), self._threads)
+            return records
 
     def _pick(self, chosen: range) -> Records:
         """Read the records of an ascending range, opening no frame that holds none of them."""
-        self._check_open()
         records = np.empty(len(chosen), self._plain_dtype)
         done = 0
-        while done < len(chosen):
-            position = chosen[done]
-            first, plain = self._body.frame_at(position)
-            frame = np.frombuffer(plain, self._plain_dtype)
-            part = frame[position - first :: chosen.step][: len(chosen) - done]
-            records[done : done + len(part)] = part
-            done += len(part)
+        with self._reading() as body:
+            while done < len(chosen):
+                position = chosen[done]
+                first, plain = body.frame_at(position)
+                frame = np.frombuffer(plain, self._plain_dtype)
+                part = frame[position - first :: chosen.step][: len(chosen) - done]
+                records[done : done + len(part)] = part
+                done += len(part)
         return records.view(self.dtype)
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[Body]:
+        """Keep file and keys for one read: after close() the number of the file may be that of another one."""
+        me = object()
+        try:
+            self._running.add(me)
+            # In this order, as close() first says that it closes and then looks for what runs: one sees the other.
+            self._check_open()
+            yield self._body
+        finally:
+            self._running.discard(me)
+            if self._closed and not self._running:
+                self._release()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -227,26 +253,28 @@ class TapeReader:
         delivered = 0
         idle_since = time.monotonic()
         while True:
-            self._refresh()
-            if delivered < len(self):
-                yield from (
-                    self._read(start, min(start + 65536, len(self)))
-                    for start in range(delivered, len(self), 65536)
-                )
-                delivered = len(self)
+            length, sealed = self._refresh()
+            if delivered < length:
+                for start in range(delivered, length, 65536):
+                    yield self._read(start, min(start + 65536, length))
+                delivered = length
                 idle_since = time.monotonic()
                 continue
             idle = time.monotonic() - idle_since
-            if self.sealed or (idle_seconds is not None and idle >= idle_seconds):
+            if sealed or (idle_seconds is not None and idle >= idle_seconds):
                 return
             time.sleep(poll_seconds)
 
-    def _refresh(self) -> None:
-        """Take in what was written since the last look."""
-        self._check_open()
-        body = self._body
-        if body.sealed:
-            return
+    def _refresh(self) -> tuple[int, bool]:
+        """Take in what was written since the last look; return how many items there are, and whether these are all."""
+        check_process(self._epoch)
+        with self._reading() as body, self._refreshing:
+            if not body.sealed:
+                self._look(body)
+            self._length = body.items
+            return self._length, body.sealed
+
+    def _look(self, body: Body) -> None:
         # A writer that cuts back and writes anew can be met in between; what is really damaged stays so.
         for attempt in range(3):
             # Its writer may have cut it back: nothing of it was delivered.
@@ -284,11 +312,20 @@ class TapeReader:
         )
 
     def close(self) -> None:
-        """Close the file and drop the keys; closing again does nothing."""
-        if not self._closed:
-            self._closed = True
-            self._body.close()
-            os.close(self._body.fd)
+        """Close the file and drop the keys; closing again does nothing.
+
+        Where other threads are reading, the last of them to end does it.
+        """
+        self._closed = True
+        if not self._running:
+            self._release()
+
+    def _release(self) -> None:
+        self._body.close()
+        self._body.fd = -1
+        # Of two threads that come here together, one gets the descriptor.
+        with contextlib.suppress(IndexError):
+            os.close(self._descriptor.pop())
 
     def __enter__(self) -> Self:
         return self
@@ -302,8 +339,9 @@ class TapeReader:
         self.close()
 
     def __del__(self) -> None:
-        if not getattr(self, "_closed", True):
-            self.close()
+        if hasattr(self, "_epoch"):
+            self._closed = True
+            self._release()
 
     def __repr__(self) -> str:
         return f"<TapeReader {self.path!r}: {len(self)} {self.kind}>"
@@ -345,12 +383,11 @@ class ByteReader(io.RawIOBase):
 
     def readinto(self, buffer: Buffer) -> int:
         """Read and open the next bytes into a writable buffer and return how many, 0 at the end."""
-        self.tape._check_open()
-        with memoryview(buffer).cast("B") as target:
+        with self.tape._reading() as body, memoryview(buffer).cast("B") as target:
             stop = min(self._position + len(target), len(self.tape))
             size = max(0, stop - self._position)
             if size:
-                self.tape._body.read(self._position, stop, target[:size], self.tape._threads)
+                body.read(self._position, stop, target[:size], self.tape._threads)
                 self._position = stop
         return size
 

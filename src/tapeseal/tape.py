@@ -167,9 +167,13 @@ def open(
             opened = start()
         except FileExistsError:
             opened = go_on()
-    return (TapeWriter if kind == "records" else ByteWriter)(
-        opened[0], opened[1], threads, opened[2]
-    )
+    output, body, cut = opened
+    try:
+        return (TapeWriter if kind == "records" else ByteWriter)(output, body, threads, cut)
+    except BaseException:
+        body.close()
+        output.close()
+        raise
 
 
 def default_threads() -> int:

@@ -1,6 +1,7 @@
 """What can be said of a tape: inspect() without a key, verify() with one."""
 
 import os
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -170,13 +171,13 @@ def verify(
             return Verification("damaged", [Problem(error.offset, error.problem)], 0, 0, 0, 0, None)
         with data_key:
             if found.copy.copies == layout.BLOB_COPIES:
-                return _verify_blob(fd, found, data_key)
+                return _verify_blob(fd, found, data_key, anchor)
             return _verify_tape(fd, found, data_key, anchor, progress, threads)
     finally:
         os.close(fd)
 
 
-def _verify_blob(fd: int, found: Header, data_key: DataKey) -> Verification:
+def _verify_blob(fd: int, found: Header, data_key: DataKey, anchor: Anchor | None) -> Verification:
     size = os.fstat(fd).st_size
     with memoryview(files.pread_exact(fd, size, 0)) as view:
         try:
@@ -184,7 +185,12 @@ def _verify_blob(fd: int, found: Header, data_key: DataKey) -> Verification:
         except DamagedError as error:
             return Verification("damaged", [Problem(error.offset, error.problem)], 0, 0, 0, 0, None)
     segments, frames, _, _ = _count(fd, found, size)
-    return Verification("sealed", [], segments, frames, items, 0, None)
+    problems = []
+    if anchor is not None:
+        problems.append(
+            Problem(found.body, "the anchor does not hold: this is a blob, and it is of a tape")
+        )
+    return Verification("sealed", problems, segments, frames, items, 0, None)
 
 
 def _verify_tape(
@@ -255,6 +261,7 @@ def _check_frames(
     stored: np.ndarray[Any, np.dtype[Any]] | None = None
     if body.bounds and content.index_by is not None and content.dtype is not None:
         stored = np.frombuffer(body.bounds, content.dtype[content.index_by]).reshape(-1, 2)
+    guard = threading.Lock()
     done = 0
 
     def portion(run: Run, first: int, last: int) -> None:
@@ -285,9 +292,10 @@ def _check_frames(
             for wrong in np.flatnonzero(~same.all(axis=1)):
                 offset = run.offset + (first + int(wrong)) * run.step
                 problems.append(Problem(offset, "the index holds other bounds for this frame"))
-        done += size
-        if progress is not None:
-            progress(done, body.items * body.item_size)
+        with guard:
+            done += size
+            if progress is not None:
+                progress(done, body.items * body.item_size)
 
     in_parallel(portion, body.portions_of_all(), threads)
     return problems

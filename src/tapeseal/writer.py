@@ -71,11 +71,14 @@ class Output:
 
     def unlock(self) -> None:
         """Give up the lock, also where a fork holds the file open."""
-        files.unlock(self.fd)
+        if self.fd >= 0:
+            files.unlock(self.fd)
 
     def close(self) -> None:
-        """Give up the file."""
-        os.close(self.fd)
+        """Give up the file; closing again does nothing."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 class StreamOutput(Output):
@@ -392,10 +395,11 @@ class FrameWriter:
                     if seal and not self._body.sealed:
                         self._write_index()
                     self._sync()
-                self._release()
+            self._release()
             return self.anchor
 
     def _release(self) -> None:
+        """Give up keys, lock and file; done again, it ends what an interrupt left half done."""
         self._closed = True
         self._key = None
         self._body.close()
@@ -418,6 +422,8 @@ class FrameWriter:
                 SEGMENT_HEADER_SIZE + len(text) + frames * FRAME_OVERHEAD + layout.TRAILER_SIZE
             )
         )
+        # The trailer must not reach the disk before what it stands for: a power cut would leave a damaged tape.
+        self._sync()
         self._begin()
         sealed[:SEGMENT_HEADER_SIZE] = fields + commitment
         if seal_hook is not None:
@@ -485,7 +491,7 @@ class FrameWriter:
 
     def __del__(self) -> None:
         # Dropped without close(): like a crash, the tape stays open and what was not flushed is lost.
-        if not getattr(self, "_closed", True):
+        if hasattr(self, "_epoch"):
             self._release()
 
     def __reduce__(self) -> str:
@@ -534,10 +540,11 @@ class TapeWriter(FrameWriter):
             raise TypeError(f"the tape holds records of dtype {self.dtype}, not {array.dtype}")
         if array.ndim > 1:
             raise ValueError(f"records are a one-dimensional array, not one of shape {array.shape}")
+        array = array.reshape(-1)
+        if array.flags.c_contiguous:
+            return array
         # As plain bytes: copying structures numpy leaves whatever stood in memory in their padding.
-        return np.ascontiguousarray(
-            array.reshape(-1).view(np.dtype((np.void, self.dtype.itemsize)))
-        )
+        return np.ascontiguousarray(array.view(np.dtype((np.void, self.dtype.itemsize))))
 
     def __len__(self) -> int:
         return self.items

@@ -106,6 +106,10 @@ def cli(ctx: click.Context) -> int | None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command with its arguments, those of the process where None; return its exit code."""
+    if sys.stdout is None:
+        # What is opened next would become standard output.
+        failures.say("standard output is closed", "error")
+        return failures.UNAVAILABLE
     if isinstance(sys.stdout, io.TextIOWrapper):
         # File names are bytes; what is none of the terminal's characters must not end a report.
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -1,5 +1,6 @@
 """What errors mean to a shell: one line on standard error and an exit code."""
 
+import contextlib
 import json
 import os
 import sys
@@ -68,7 +69,9 @@ def printable(text: str) -> str:
 
 def say(text: str, what: str | None = None) -> None:
     """Write one line to standard error."""
-    click.echo(f"tapeseal: {what + ': ' if what else ''}{printable(text)}", err=True)
+    # Where standard error is full or closed the exit code has to do.
+    with contextlib.suppress(OSError):
+        click.echo(f"tapeseal: {what + ': ' if what else ''}{printable(text)}", err=True)
 
 
 def describe(error: BaseException, file: str | None = None) -> str:

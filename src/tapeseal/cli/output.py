@@ -72,6 +72,8 @@ class Progress:
     """
 
     def __init__(self, label: str, *, enabled: bool = True) -> None:
+        self.done = 0
+        """Bytes done so far."""
         self._label = label if len(label) <= 24 else f"...{label[-21:]}"
         self._enabled = enabled and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self._bars: _Bars | None = None
@@ -80,6 +82,7 @@ class Progress:
 
     def __call__(self, done: int, total: int | None) -> None:
         """Take note of how far the work has come."""
+        self.done = done
         # A bar that moves more often than one sees costs time that the cipher could have.
         if not self._enabled or (time.monotonic() < self._due and done != total):
             return

@@ -100,20 +100,13 @@ def encrypt(
         if index_by is not None and not file.endswith(".npy"):
             raise click.UsageError(f"{file}: --index-by is for .npy files", ctx)
         start = time.perf_counter()
-        done = 0
         with output.Progress(file, enabled=not as_json) as bar:
-
-            def progress(bytes_done: int, total: int | None) -> None:
-                nonlocal done
-                done = bytes_done
-                bar(bytes_done, total)
-
             anchor = tapeseal.encrypt_file(
                 *_streams(file, target),
                 keyring=keyring,
                 encryption_context=context,
                 index_by=index_by,
-                progress=progress,
+                progress=bar,
             )
         seconds = time.perf_counter() - start
         kind = "records" if file.endswith(".npy") else "bytes"
@@ -125,7 +118,7 @@ def encrypt(
                     "output": target,
                     "kind": kind,
                     "items": anchor.items,
-                    "bytes": done,
+                    "bytes": bar.done,
                     "seconds": round(seconds, 6),
                     "anchor": str(anchor),
                 },
@@ -134,8 +127,8 @@ def encrypt(
         else:
             items = f"{output.counted(anchor.items, 'records')}, " if kind == "records" else ""
             output.line(
-                f"{target}: sealed, {items}{output.size(done)} in {output.duration(seconds)},"
-                f" {output.rate(done, seconds)}",
+                f"{target}: sealed, {items}{output.size(bar.done)} in {output.duration(seconds)},"
+                f" {output.rate(bar.done, seconds)}",
                 err=to_stderr,
             )
             _show_anchor(anchor, err=to_stderr)
@@ -192,17 +185,10 @@ def decrypt(
         else:
             target = _target(out, "", len(files) > 1)
         start = time.perf_counter()
-        done = 0
         with output.Progress(file, enabled=not as_json) as bar:
-
-            def progress(bytes_done: int, total: int | None) -> None:
-                nonlocal done
-                done = bytes_done
-                bar(bytes_done, total)
-
             source, sink = _streams(file, target)
             tapeseal.decrypt_file(
-                source, sink, keyring=keyring, expect=expect, unsealed=unsealed, progress=progress
+                source, sink, keyring=keyring, expect=expect, unsealed=unsealed, progress=bar
             )
         seconds = time.perf_counter() - start
         if target == "-":
