@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -68,23 +68,27 @@ def order_stream() -> np.ndarray:
     return np.load(path, mmap_mode="r") if path.exists() else orders(0, 68_792)
 
 
-def child(
-    code: str, *arguments: object, flags: Iterable[str] = (), **options: object
-) -> subprocess.CompletedProcess:
-    """Run a program text in a Python of its own; tests/ is on its path."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(TESTS)]),
+def _command(code: str, arguments: Iterable[object], flags: Iterable[str] = ()) -> dict[str, Any]:
+    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(TESTS)]))
+    return {
+        "args": [sys.executable, *flags, "-c", textwrap.dedent(code), *map(str, arguments)],
+        "env": {**os.environ, "PYTHONPATH": path},
+        "text": True,
     }
+
+
+def child(
+    code: str, *arguments: object, flags: Iterable[str] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Run a program text in a Python of its own; tests/ is on its path."""
     return subprocess.run(
-        [sys.executable, *flags, "-c", textwrap.dedent(code), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=300,
-        check=False,
-        **options,  # type: ignore[call-overload]
+        **_command(code, arguments, flags), capture_output=True, timeout=300, check=False
     )
+
+
+def start_child(code: str, *arguments: object) -> subprocess.Popen[str]:
+    """Start what child() runs, its standard output in a pipe."""
+    return subprocess.Popen(**_command(code, arguments), stdout=subprocess.PIPE)
 
 
 class NonceLog:

@@ -2,6 +2,7 @@
 
 import copy
 import errno
+import functools
 import gc
 import io
 import itertools
@@ -12,7 +13,6 @@ import random
 import resource
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,13 +26,15 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import tapeseal
-from support import ORDER, TESTS, TICK, NonceLog, child, nonce_log, orders, ticks
+from support import ORDER, TICK, NonceLog, child, nonce_log, orders, start_child, ticks
 from tapeseal import writer as writer_module
 
 FRAME = 4096
 FRAME_TICKS = FRAME // TICK.itemsize
 
-in_one_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+in_one_folder = settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40
+)
 
 
 @pytest.fixture
@@ -414,9 +416,15 @@ def test_closed_tapes(make: Any, keyring: Any) -> None:
 
 def test_an_exception_leaves_the_tape_open(path: Path, keyring: Any) -> None:
     """An exception inside `with` keeps the records but does not seal."""
-    with pytest.raises(KeyError), tapeseal.open(path, "w", keyring=keyring, dtype=TICK) as tape:
-        tape.append(ticks(0, 5))
-        raise KeyError
+    tape = tapeseal.open(path, "w", keyring=keyring, dtype=TICK)
+
+    def record() -> None:
+        with tape:
+            tape.append(ticks(0, 5))
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        record()
     assert tape.closed
     with tapeseal.open(path, keyring=keyring) as back:
         assert (False, 0) == (back.sealed, back.torn_bytes)
@@ -668,7 +676,10 @@ LEAVES = st.sampled_from(
     ["?", "i1", "u1", "<i2", ">i2", "<u4", ">u4", "<i8", ">u8", "<f2", ">f4", "<f8", "<c8", ">c16", "S1", "S7", "<U3",
      ">U2", "V1", "V5", "<M8[ns]", ">M8[D]", "<M8", "<m8[25us]", ">m8[h]"]
 )  # fmt: skip
-NAMES = st.one_of(st.sampled_from(["a", "b", "price", "ts event", "f0", "é", "日", "{", '"', "\\"]), st.text(min_size=1, max_size=3).filter(lambda s: s.isprintable()))  # fmt: skip
+ODD_NAMES = ["a", "b", "price", "ts event", "f0", "é", "日", "{", '"', "\\"]
+NAMES = st.one_of(
+    st.sampled_from(ODD_NAMES), st.text(min_size=1, max_size=3).filter(str.isprintable)
+)
 
 
 @st.composite
@@ -692,7 +703,7 @@ def structures(draw: Any, depth: int = 3) -> np.dtype:
 
 @settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-    max_examples=150,
+    max_examples=100,
 )
 @given(
     dtype=st.one_of(structures(), LEAVES.map(np.dtype)),
@@ -784,8 +795,9 @@ def test_frame_sizes(path: Path, keyring: Any, frame_size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("frame_size", "dtype"), [(4095, TICK), ((1 << 26) + 1, TICK), (0, TICK), (4096, "V4097"), (4096.0, TICK), (None, TICK)]
-)  # fmt: skip
+    ("frame_size", "dtype"),
+    [(4095, TICK), ((1 << 26) + 1, TICK), (0, TICK), (4096, "V4097"), (4096.0, TICK), (None, TICK)],
+)
 def test_frame_sizes_that_cannot_be(path: Path, keyring: Any, frame_size: Any, dtype: Any) -> None:
     """A frame size outside the limits, or smaller than a record, is refused."""
     with pytest.raises((ValueError, TypeError)):
@@ -936,8 +948,7 @@ def test_follow_a_process_that_comes_and_goes(path: Path, keyring: Any, key_file
     codes = []
 
     def write() -> None:
-        for end in ("die", "die", "close"):
-            codes.append(child(code, key_file, path, end).returncode)
+        codes.extend(child(code, key_file, path, end).returncode for end in ("die", "die", "close"))
 
     thread = threading.Thread(target=write)
     with tapeseal.open(path, keyring=keyring) as back:
@@ -1088,7 +1099,7 @@ def test_readers_never_mind_a_writer(path: Path, keyring: Any, key_file: str, se
         keyring = tapeseal.keyring("local:" + sys.argv[1])
         rng = random.Random(int(sys.argv[3]))
         for _ in range(150):
-            with tapeseal.open(sys.argv[2], "a", keyring=keyring, dtype=TICK, frame_size=4096, index_by="number") as tape:
+            with tapeseal.open(sys.argv[2], "a", keyring=keyring) as tape:
                 for _ in range(rng.randrange(3)):
                     tape.append(ticks(len(tape), len(tape) + rng.choice([1, 100, 300, 5000])))
                     tape.flush()
@@ -1098,10 +1109,7 @@ def test_readers_never_mind_a_writer(path: Path, keyring: Any, key_file: str, se
     tapeseal.open(
         path, "w", keyring=keyring, dtype=TICK, frame_size=FRAME, index_by="number"
     ).close()
-    process = subprocess.Popen(
-        [sys.executable, "-c", "import textwrap, sys; exec(textwrap.dedent(sys.argv.pop(1)))", code, key_file, path, str(seed)],
-        env={**os.environ, "PYTHONPATH": str(TESTS)},
-    )  # fmt: skip
+    process = start_child(code, key_file, path, seed)
     seen = 0
     while process.poll() is None:
         with tapeseal.open(path, keyring=keyring) as back:
@@ -1109,6 +1117,7 @@ def test_readers_never_mind_a_writer(path: Path, keyring: Any, key_file: str, se
             assert count >= seen
             seen = count
             assert same(ticks(max(0, count - 300), count), back[max(0, count - 300) :])
+    process.communicate()
     assert process.returncode == 0
     assert tapeseal.verify(path, keyring=keyring).ok
 
@@ -1229,15 +1238,7 @@ def test_many_writers_and_copies_lose_nothing(path: Path, keyring: Any, key_file
                 time.sleep(rng.random() / 1000)
         print(flushed)
     """
-    writers = [
-        subprocess.Popen(
-            [sys.executable, "-c", "import textwrap, sys; exec(textwrap.dedent(sys.argv.pop(1)))", code, key_file, path, str(n)],
-            env={**os.environ, "PYTHONPATH": str(TESTS)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for n in range(2)
-    ]  # fmt: skip
+    writers = [start_child(code, key_file, path, number) for number in range(2)]
     copies = 0
     while any(process.poll() is None for process in writers):
         try:
@@ -1256,19 +1257,20 @@ def test_many_writers_and_copies_lose_nothing(path: Path, keyring: Any, key_file
 @pytest.mark.parametrize("mode", ["w", "a"])
 def test_who_comes_at_the_same_time(tmp_path: Path, keyring: Any, mode: str) -> None:
     """Of writers that make one tape at one moment, exactly one has it; the others are refused or come after."""
+    barrier = threading.Barrier(4)
+
+    def begin(path: Path, tapes: list[Any], refused: list[int]) -> None:
+        barrier.wait()
+        try:
+            tapes.append(tapeseal.open(path, mode, keyring=keyring, dtype=TICK))
+        except tapeseal.TapeLockedError:
+            refused.append(1)
+
     for attempt in range(10):
         path = tmp_path / f"{attempt}.tape"
-        barrier = threading.Barrier(4)
-        tapes, refused = [], []
-
-        def begin() -> None:
-            barrier.wait()
-            try:
-                tapes.append(tapeseal.open(path, mode, keyring=keyring, dtype=TICK))
-            except tapeseal.TapeLockedError:
-                refused.append(1)
-
-        threads = [threading.Thread(target=begin) for _ in range(4)]
+        tapes: list[Any] = []
+        refused: list[int] = []
+        threads = [threading.Thread(target=begin, args=(path, tapes, refused)) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -1406,7 +1408,7 @@ def test_a_full_disk_loses_nothing(
     """Whenever the disk is full, short writes included: what was flushed stays, an append is in whole or not at all."""
     rng = random.Random(seed)
     path.unlink(missing_ok=True)
-    failures = 0
+    failures = set()
     with nonce_log():
         tape = tapeseal.open(
             path,
@@ -1433,8 +1435,7 @@ def test_a_full_disk_loses_nothing(
                         tape.close(seal=action == "close")
                         tape = None
                 except OSError as error:
-                    assert error.errno == errno.EFBIG
-                    failures += 1
+                    failures.add(error.errno)
             if tape is None:
                 tape = tapeseal.open(path, "a", keyring=keyring, threads=threads)
             assert before == len(tape)
@@ -1445,6 +1446,7 @@ def test_a_full_disk_loses_nothing(
                 tape.flush()
                 assert before == len(read(path, keyring))
         anchor = tape.close()
+    assert failures <= {errno.EFBIG}
     found = tapeseal.verify(path, keyring=keyring, anchor=anchor)
     assert ("sealed", []) == (found.state, found.problems)
     assert same(ticks(0, len(tape)), read(path, keyring))
@@ -1471,47 +1473,41 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_disk_that_is_really_full(small_disk: Path, keyring: Any) -> None:
     """On a full disk append, flush and close raise ENOSPC; with room again the tape goes on, sealed and whole."""
     path, ballast = small_disk / "day.tape", small_disk / "ballast"
+
+    def fill_up() -> None:
+        with open(ballast, "ab", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+
+    def record_until_full() -> None:
+        while True:
+            tape.append(ticks(len(tape), len(tape) + 777))
+
     with nonce_log() as log:
         tape = tapeseal.open(
             path, "w", keyring=keyring, dtype=TICK, frame_size=FRAME, index_by="number"
         )
-        done = 0
-        for _ in range(4):
-            with pytest.raises(OSError, match="No space") as caught:
-                while True:
-                    tape.append(ticks(done, done + 777))
-                    done += 777
-            assert caught.value.errno == errno.ENOSPC
-            assert len(tape) == done
+        for room in (60_000, 30_000, 10_000, 100_000):
+            ballast.write_bytes(bytes(max(0, 262_144 - path.stat().st_size - room)))
+            with pytest.raises(OSError, match="No space"):
+                record_until_full()
+            done = len(tape)
+            with pytest.raises(OSError, match="No space"):
+                fill_up()
             with pytest.raises(OSError, match="No space"):
                 tape.append(ticks(done, done + 20_000))
-            # Until this last frame there was room for some more: the disk is filled to the brim.
-            ballast.write_bytes(b"")
-            with pytest.raises(OSError, match="No space"), open(ballast, "ab", buffering=0) as file:
-                while file.write(bytes(4096)):
-                    pass
+            assert len(tape) == done
             visible = read(path, keyring)
-            assert same(ticks(0, len(visible)), visible)
             assert done - len(visible) < FRAME_TICKS
-            with pytest.raises(OSError, match="No space"):
-                tape.close()
+            assert same(ticks(0, len(visible)), visible)
             ballast.unlink()
             tape.flush()
-            assert done == len(read(path, keyring))
-            os.truncate(path, path.stat().st_size)
-            tape.close(seal=False)
-            path = path.rename(small_disk / "moved.tape")
-            with tapeseal.open(path, keyring=keyring) as back:
-                assert same(ticks(0, done), back[:])
-            path.unlink()
-            done = 0
-            tape = tapeseal.open(
-                path, "w", keyring=keyring, dtype=TICK, frame_size=FRAME, index_by="number"
-            )
-        tape.append(ticks(0, 100))
+            assert same(ticks(0, done), read(path, keyring))
+        tape.append(ticks(done, done + 100))
         anchor = tape.close()
-        assert len(log.used) > 100
+        assert len(log.used) > 40
     assert tapeseal.verify(path, keyring=keyring, anchor=anchor).state == "sealed"
+    assert same(ticks(0, done + 100), read(path, keyring))
 
 
 def test_encrypt_to_a_full_disk(small_disk: Path, keyring: Any, tmp_path: Path) -> None:
@@ -1537,15 +1533,15 @@ def test_streams_that_take_a_part_only(tmp_path: Path, keyring: Any, act: str) -
     tapeseal.encrypt_file(source, sealed, keyring=keyring)
     if act == "decrypt blob":
         sealed.write_bytes(tapeseal.encrypt(bytes(160_000), keyring=keyring))
+    change, origin = tapeseal.decrypt_file, sealed
+    if act == "encrypt":
+        change, origin = tapeseal.encrypt_file, source
     with (
         open(target, "wb", buffering=0) as stream,
         file_size_limit(100_000),
         pytest.raises(OSError) as caught,
     ):
-        if act == "encrypt":
-            tapeseal.encrypt_file(source, stream, keyring=keyring)
-        else:
-            tapeseal.decrypt_file(sealed, stream, keyring=keyring)
+        change(origin, stream, keyring=keyring)
     assert caught.value.errno == errno.EFBIG
 
 
@@ -1712,11 +1708,11 @@ def test_interrupts_lose_and_repeat_nothing(
                 action = rng.choice(["append"] * 6 + ["flush", "sync", "close", "open"])
                 records = ticks(before, before + count)
                 act = {
-                    "append": lambda records=records: tape.append(records),
+                    "append": functools.partial(tape.append, records),
                     "flush": tape.flush,
-                    "sync": lambda: tape.flush(sync=True),
+                    "sync": functools.partial(tape.flush, sync=True),
                     "close": tape.close,
-                    "open": lambda: tape.close(seal=False),
+                    "open": functools.partial(tape.close, seal=False),
                 }[action]
                 hit = interrupted(rng, act)
                 hits += hit
@@ -1908,7 +1904,10 @@ def test_contexts_that_cannot_be(path: Path, keyring: Any, context: Any) -> None
     assert not path.exists()
 
 
-@given(st.dictionaries(st.text(max_size=9).filter(lambda k: not k.startswith("tapeseal:")), st.text(max_size=9), max_size=9))  # fmt: skip
+KEYS = st.text(max_size=9).filter(lambda key: not key.startswith("tapeseal:"))
+
+
+@given(context=st.dictionaries(KEYS, st.text(max_size=9), max_size=9))
 def test_contexts_come_back(keyring: Any, context: dict[str, str]) -> None:
     """Any encryption context of text is bound to a blob, which opens."""
     try:
@@ -2157,11 +2156,15 @@ def test_a_recorder_tells_of_errors_behind(
         on_close=fail,
     )
     recorder.append(ticks(0, 3))
-    with caplog.at_level(logging.CRITICAL), pytest.raises(RuntimeError, match="register"):
+
+    def go_on() -> None:
         while True:
             recorder.append(ticks(3, 4))
             recorder.flush()
             time.sleep(0.001)
+
+    with caplog.at_level(logging.CRITICAL), pytest.raises(RuntimeError, match="register"):
+        go_on()
     recorder.append(ticks(3, 4))
     recorder.close()
     recorder.close()
@@ -2176,6 +2179,7 @@ def test_a_recorder_on_a_full_disk(tmp_path: Path, keyring: Any) -> None:
         tmp_path / "day.tape", keyring=keyring, dtype=TICK, frame_size=FRAME, roll_size=20_000
     )
     done = 0
+    failures = set()
     for room in (0, 5000, 9000, 13_000, 100, 30_000):
         with file_size_limit(Path(recorder.path).stat().st_size + room):
             for _ in range(5):
@@ -2183,18 +2187,26 @@ def test_a_recorder_on_a_full_disk(tmp_path: Path, keyring: Any) -> None:
                     recorder.append(ticks(done, done + 300))
                     done += 300
                 except OSError as error:
-                    assert error.errno == errno.EFBIG
+                    failures.add(error.errno)
             recorder._wait()
         recorder._errors.clear()
         recorder.append(ticks(done, done + 300))
         done += 300
     recorder.close()
+    assert failures == {errno.EFBIG}
     assert same(ticks(0, done), recorded(tmp_path, keyring))
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"roll_size": 0}, {"roll_seconds": 0}, {"roll_size": -1}, {"template": "{nothing}.tape"}, {"template": "{0}.tape"}]
-)  # fmt: skip
+    "wrong",
+    [
+        {"roll_size": 0},
+        {"roll_seconds": 0},
+        {"roll_size": -1},
+        {"template": "{nothing}.tape"},
+        {"template": "{0}.tape"},
+    ],
+)
 def test_recorders_that_cannot_be(tmp_path: Path, keyring: Any, wrong: dict[str, Any]) -> None:
     """Limits below 1 and names without a field are ValueError, and make no file."""
     template = tmp_path / wrong.pop("template", "day.tape")
@@ -2205,12 +2217,15 @@ def test_recorders_that_cannot_be(tmp_path: Path, keyring: Any, wrong: dict[str,
 
 def test_a_recorder_left_by_an_exception(tmp_path: Path, keyring: Any) -> None:
     """An exception inside `with` keeps the records and does not seal the present tape."""
-    with (
-        pytest.raises(KeyError),
-        tapeseal.Recorder(tmp_path / "day.tape", keyring=keyring, dtype=TICK) as recorder,
-    ):
-        recorder.append(ticks(0, 5))
-        raise KeyError
+    recorder = tapeseal.Recorder(tmp_path / "day.tape", keyring=keyring, dtype=TICK)
+
+    def record() -> None:
+        with recorder:
+            recorder.append(ticks(0, 5))
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        record()
     with tapeseal.open(tmp_path / "day.tape", keyring=keyring) as back:
         assert not back.sealed
         assert same(ticks(0, 5), back[:])

@@ -1,26 +1,25 @@
 """Whole files: encrypt_file() and decrypt_file()."""
 
 import contextlib
+import errno
 import io
-import itertools
 import os
-import queue
 import shutil
 import stat
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import IO, Any
 
 import numpy as np
 
 from tapeseal import blob, files, header, layout
-from tapeseal.body import PORTION_SIZE, Anchor, Body, in_parallel
+from tapeseal.body import Anchor, Body, Scratch, in_parallel
 from tapeseal.datakey import Keyring
 from tapeseal.errors import UnsealedError
 from tapeseal.files import StrPath
 from tapeseal.layout import Run
 from tapeseal.tape import default_threads, load, open_file
-from tapeseal.writer import ByteWriter, Output, StreamOutput, TapeWriter
+from tapeseal.writer import ByteWriter, FrameWriter, Output, StreamOutput, TapeWriter
 
 Progress = Callable[[int, int | None], None]
 
@@ -86,72 +85,59 @@ def encrypt_file(
         output.write(memoryview(raw), 0)
         body = Body(fd, made, data_key)
         with (ByteWriter if dtype is None else TapeWriter)(output, body, threads) as writer:
-            frame_size = body.frame_items * body.item_size
-            size = max(1, _CHUNK_SIZE // frame_size) * frame_size
-            done = 0
-            for chunk in _read_ahead(stream, size):
-                if len(chunk) % body.item_size:
-                    raise ValueError(f"{stream.name}: the file ends inside a record")
-                writer.put(chunk, len(chunk) // body.item_size)
-                done += len(chunk)
-                if progress is not None:
-                    progress(done, left)
-            if dtype is not None and done != left:
-                raise ValueError(
-                    f"{stream.name}: the file has {done} bytes of records where its header says {left}"
-                )
+            # Of files that the kernel makes up the size is 0, whatever they hold.
+            if left and fd >= 0:
+                _seal_file(stream, left, writer, progress)
+            else:
+                _seal_stream(stream, left, writer, progress)
             anchor = writer.close()
     if isinstance(target, str | os.PathLike):
         files.sync_directory(target)
     return anchor
 
 
-def _fill(stream: Any, buffer: memoryview) -> int:
-    """Read until the buffer is full or the stream ends; return how many bytes came."""
-    have = 0
-    while have < len(buffer):
-        got = stream.readinto(buffer[have:])
-        if not got:
-            break
-        have += got
-    return have
+def _seal_file(stream: Any, size: int, writer: FrameWriter, progress: Progress | None) -> None:
+    """Seal the `size` bytes that a regular file has left, from several places of it at once."""
+    fd, start = stream.fileno(), stream.tell()
+    sealed = 0
+
+    def read(target: memoryview, offset: int) -> None:
+        if files.pread_into(fd, target, start + offset) < len(target):
+            raise OSError(errno.EIO, "the file was cut while it was read", stream.name)
+
+    def done(more: int) -> None:
+        nonlocal sealed
+        sealed += more
+        if progress is not None:
+            progress(sealed, size)
+
+    if os.fstat(fd).st_size - start != size:
+        raise ValueError(
+            f"{stream.name}: the file does not hold the {size} bytes of records of its header"
+        )
+    writer.put_from(read, size // writer.item_size, done)
 
 
-def _read_ahead(stream: Any, size: int) -> Iterator[memoryview]:
-    """Read a stream in pieces of `size` bytes, the last one shorter, the next while the caller works on one.
-
-    A piece is the caller's until it asks for the next but one.
-    """
-    buffers = [memoryview(np.empty(size, np.uint8)) for _ in range(3)]
-    ready: queue.Queue[int | BaseException] = queue.Queue(maxsize=1)
-    stopped = threading.Event()
-
-    def read() -> None:
-        try:
-            for buffer in itertools.cycle(buffers):
-                have = _fill(stream, buffer)
-                ready.put(have)
-                if have < size or stopped.is_set():
-                    return
-        except BaseException as error:
-            ready.put(error)
-
-    reader = threading.Thread(target=read, daemon=True)
-    reader.start()
-    try:
-        for buffer in itertools.cycle(buffers):
-            have = ready.get()
-            if isinstance(have, BaseException):
-                raise have
-            if have:
-                yield buffer[:have]
-            if have < size:
-                return
-    finally:
-        # The reader may wait for room in the queue, or for a pipe: it is left to that and ends with its next piece.
-        stopped.set()
-        with contextlib.suppress(queue.Empty):
-            ready.get_nowait()
+def _seal_stream(
+    stream: Any, size: int | None, writer: FrameWriter, progress: Progress | None
+) -> None:
+    """Seal what a stream gives to its end; `size`, where it is known, is how much that must be."""
+    buffer = memoryview(np.empty(_CHUNK_SIZE // writer.item_size * writer.item_size, np.uint8))
+    done, have = 0, len(buffer)
+    while have == len(buffer):
+        have = 0
+        while have < len(buffer) and (got := stream.readinto(buffer[have:])):
+            have += got
+        if have % writer.item_size:
+            raise ValueError(f"{stream.name}: the file ends inside a record")
+        writer.put(buffer[:have], have // writer.item_size)
+        done += have
+        if progress is not None:
+            progress(done, size)
+    if writer.item_size > 1 and done != size:
+        raise ValueError(
+            f"{stream.name}: the file has {done} bytes of records where its header says {size}"
+        )
 
 
 def _bytes_left(stream: Any) -> int | None:
@@ -281,27 +267,22 @@ def npy_header(dtype: np.dtype[Any], items: int) -> bytes:
 
 def _copy_to_file(body: Body, fd: int, start: int, progress: Progress | None, threads: int) -> None:
     """Open all frames and write each group at its place, several at a time: nothing is under the final name yet."""
-    memory = threading.local()
+    scratch = Scratch()
     guard = threading.Lock()
     total = body.items * body.item_size
     done = 0
 
     def portion(run: Run, first: int, last: int) -> None:
         nonlocal done
-        size = (last - first) * run.items * body.item_size
-        plain: memoryview | None = getattr(memory, "plain", None)
-        if plain is None or len(plain) < size:
-            plain = memory.plain = memoryview(np.empty(max(size, PORTION_SIZE), np.uint8))
-        body.open_frames(run, first, last, plain[:size])
-        files.pwrite_all(
-            fd, plain[:size], start + (run.first_item + first * run.items) * body.item_size
-        )
+        plain = scratch.take((last - first) * run.items * body.item_size)
+        body.open_frames(run, first, last, plain)
+        files.pwrite_all(fd, plain, start + (run.first_item + first * run.items) * body.item_size)
         with guard:
-            done += size
+            done += len(plain)
             if progress is not None:
                 progress(done, total)
 
-    in_parallel(portion, body.portions_of_all(), threads)
+    in_parallel(portion, body.portions_of(body.runs), threads)
 
 
 def _copy_to_stream(body: Body, stream: IO[bytes], progress: Progress | None, threads: int) -> None:

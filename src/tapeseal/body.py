@@ -9,7 +9,7 @@ import hashlib
 import hmac
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -94,6 +94,18 @@ class Anchor:
         return anchor
 
 
+class Scratch(threading.local):
+    """Memory of each thread's own, used again and again."""
+
+    _memory = memoryview(b"")
+
+    def take(self, size: int) -> memoryview:
+        """Return `size` bytes; the thread's next call hands out the same ones."""
+        if len(self._memory) < size:
+            self._memory = memoryview(np.empty(size, np.uint8))
+        return self._memory[:size]
+
+
 class Mark(NamedTuple):
     """A state of a Body to return to."""
 
@@ -133,7 +145,7 @@ class Body:
         """Of a sealed tape; None: the tape is open."""
         self._starts: list[int] = []
         self._keys: dict[int, AESGCM] = {}
-        self._scratch = threading.local()
+        self._scratch = Scratch()
 
     @property
     def sealed(self) -> bool:
@@ -510,13 +522,6 @@ class Body:
             self._keys[number] = key
         return key
 
-    def scratch(self, size: int) -> memoryview:
-        """Return `size` bytes of this thread's scratch memory; the next call hands out the same."""
-        memory: memoryview | None = getattr(self._scratch, "memory", None)
-        if memory is None or len(memory) < size:
-            memory = self._scratch.memory = memoryview(np.empty(size, np.uint8))
-        return memory[:size]
-
     def open_frames(
         self, run: Run, start: int, stop: int, target: memoryview | None = None
     ) -> memoryview:
@@ -534,7 +539,7 @@ class Body:
             DamagedError: a frame is not authentic; nothing of it is released.
         """
         frames = stop - start
-        sealed = self.scratch(frames * run.step)
+        sealed = self._scratch.take(frames * run.step)
         offset = run.offset + start * run.step
         have = files.pread_into(self.fd, sealed, offset)
         if have < len(sealed):
@@ -614,9 +619,9 @@ class Body:
             number += 1
             start = run.first_item + last * run.items
 
-    def portions_of_all(self) -> Iterator[tuple[Run, int, int]]:
-        """Cut all frames into groups that fit a core's cache."""
-        for run in self.runs:
+    def portions_of(self, runs: Iterable[Run]) -> Iterator[tuple[Run, int, int]]:
+        """Cut all frames of some runs into groups that fit a core's cache."""
+        for run in runs:
             frames = max(1, PORTION_SIZE // run.step)
             for start in range(0, run.frames, frames):
                 yield run, start, min(start + frames, run.frames)

@@ -297,7 +297,7 @@ def _check_frames(
             if progress is not None:
                 progress(done, body.items * body.item_size)
 
-    in_parallel(portion, body.portions_of_all(), threads)
+    in_parallel(portion, body.portions_of(body.runs), threads)
     return problems
 
 

@@ -15,9 +15,9 @@ import numpy as np
 
 from tapeseal import files, layout
 from tapeseal._core import AESGCM, check_process, copy_into, process_epoch
-from tapeseal.body import Anchor, Body, Mark, frame_bounds
+from tapeseal.body import Anchor, Body, Mark, Scratch, frame_bounds, in_parallel
 from tapeseal.errors import LimitError, TapeChangedError, TapesealError
-from tapeseal.layout import FRAME_OVERHEAD, SEGMENT_HEADER_SIZE, Index
+from tapeseal.layout import FRAME_OVERHEAD, SEGMENT_HEADER_SIZE, Index, Run
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -136,7 +136,7 @@ class FrameWriter:
         self._output = output
         self._body = body
         self._threads = threads
-        self._item_size = body.item_size
+        self.item_size = body.item_size
         self._frame_items = body.frame_items
         # Plaintext of the frame that fills up. It is kept until the frame is written.
         self._plain = np.empty(body.frame_items * body.item_size, np.uint8)
@@ -195,11 +195,11 @@ class FrameWriter:
                 raise ValueError("the tape is closed")
             fill = self._fill
             if fill + items < self._frame_items:
-                copy_into(self._plain, fill * self._item_size, source)
+                copy_into(self._plain, fill * self.item_size, source)
                 self._fill = fill + items
                 return
             view = memoryview(np.frombuffer(source, np.uint8))
-            size = self._item_size
+            size = self.item_size
             self._begin()
             taken = 0
             if fill:
@@ -214,6 +214,73 @@ class FrameWriter:
             # in, or undone with the old plaintext still there.
             self._plain, self._spare = self._spare, self._plain
             self._fill = items - taken - whole
+            self._unfinished = None
+
+    def put_from(
+        self, read: Callable[[memoryview, int], None], items: int, done: Callable[[int], None]
+    ) -> None:
+        """Seal items that `read` gives, on all threads, each of which writes at the place of what it has sealed.
+
+        For a new file that has no name yet, and nothing appended: a crash leaves holes, which readers take for damage.
+
+        Args:
+            read: fills a buffer with plaintext from a byte of it on; several threads call it.
+            items: how many there are.
+            done: called with the bytes of plaintext that were sealed and written, by one thread at a time.
+        """
+        check_process(self._epoch)
+        body = self._body
+        scratch, plain_scratch = Scratch(), Scratch()
+        guard = threading.Lock()
+        with self._lock:
+            self._begin()
+            while items:
+                count = min(
+                    items,
+                    layout.MAX_SEGMENT_SIZE
+                    // self.item_size
+                    // self._frame_items
+                    * self._frame_items,
+                )
+                first_run, end = len(body.runs), body.end
+                self._output.write(memoryview(self._new_segment()), end)
+                self._consume(count)
+                key = self._key
+                assert key is not None
+                bounds: dict[int, bytes] = {}
+
+                def portion(
+                    run: Run,
+                    first: int,
+                    last: int,
+                    key: AESGCM = key,
+                    bounds: dict[int, bytes] = bounds,
+                ) -> None:
+                    group = (last - first) * run.items
+                    plain = plain_scratch.take(group * self.item_size)
+                    read(plain, (run.first_item + first * run.items) * self.item_size)
+                    if self._index_by is not None:
+                        records = np.frombuffer(plain, body.header.content.dtype)
+                        bounds[run.first_frame + first] = frame_bounds(
+                            records, self._index_by, run.items
+                        )
+                    sealed = scratch.take((last - first) * run.step)
+                    key.seal_frames(
+                        sealed,
+                        plain,
+                        count=group,
+                        item_size=self.item_size,
+                        frame_items=run.items,
+                        first=run.first_item + first * run.items,
+                        index=run.first_frame + first,
+                    )
+                    files.pwrite_all(self._output.fd, sealed, run.offset + first * run.step)
+                    with guard:
+                        done(len(plain))
+
+                in_parallel(portion, body.portions_of(body.runs[first_run:]), self._threads)
+                self._bounds += b"".join(bounds[number] for number in sorted(bounds))
+                items -= count
             self._unfinished = None
 
     def flush(self, sync: bool = False) -> None:
@@ -237,7 +304,7 @@ class FrameWriter:
     def _flush(self) -> None:
         if self._fill:
             self._begin()
-            self._seal(memoryview(self._plain)[: self._fill * self._item_size], self._fill)
+            self._seal(memoryview(self._plain)[: self._fill * self.item_size], self._fill)
             self._fill = 0
             self._unfinished = None
 
@@ -295,7 +362,7 @@ class FrameWriter:
             if self._index_by is not None:
                 records = np.frombuffer(source, self._body.header.content.dtype)
                 self._bounds += frame_bounds(records, self._index_by, self._frame_items)
-            size = self._item_size
+            size = self.item_size
             group = self._group_frames * self._frame_items
             for start in range(0, items, group):
                 count = min(group, items - start)
@@ -322,25 +389,19 @@ class FrameWriter:
         start = body.end
         used = 0
         if self._key is None or self._segment_full(frames, count):
-            used = self._new_segment()
+            self._sealed[:SEGMENT_HEADER_SIZE] = self._new_segment()
+            used = SEGMENT_HEADER_SIZE
         segment = body.segments[-1]
         key = self._key
         assert key is not None
         first = body.items
         index = segment.frames
-        # The numbers are consumed before anything is sealed under them.
-        rest = count % self._frame_items
-        if count >= self._frame_items:
-            body.add_frames(self._frame_items, count // self._frame_items)
-        if rest:
-            body.add_frames(rest, 1)
-        if seal_hook is not None:
-            seal_hook(segment.commitment, index, frames)
+        self._consume(count)
         used += key.seal_frames(
             self._sealed[used:],
             source,
             count=count,
-            item_size=self._item_size,
+            item_size=self.item_size,
             frame_items=self._frame_items,
             first=first,
             index=index,
@@ -348,17 +409,27 @@ class FrameWriter:
         )
         self._output.write(self._sealed[:used], start)
 
+    def _consume(self, count: int) -> None:
+        """Give the next numbers to the frames of `count` items: before anything is sealed under them."""
+        segment = self._body.segments[-1]
+        whole, rest = divmod(count, self._frame_items)
+        if whole:
+            self._body.add_frames(self._frame_items, whole)
+        if rest:
+            self._body.add_frames(rest, 1)
+        if seal_hook is not None:
+            seal_hook(segment.commitment, segment.frames, whole + (rest > 0))
+
     def _segment_full(self, frames: int, count: int) -> bool:
         segment = self._body.segments[-1]
         written = self._body.end - segment.offset
         return (
             segment.frames + frames > layout.MAX_SEGMENT_FRAMES
-            or written + count * self._item_size > layout.MAX_SEGMENT_SIZE
+            or written + count * self.item_size > layout.MAX_SEGMENT_SIZE
         )
 
-    def _new_segment(self) -> int:
-        """Begin a data segment: its header goes to the front of the group that is being sealed."""
-        assert self._sealed is not None
+    def _new_segment(self) -> bytes:
+        """Begin a data segment and return its header, which goes to the end of the file."""
         body = self._body
         if len(body.segments) >= 1 << 32:
             raise LimitError("a tape has at most 2**32 segments")
@@ -366,8 +437,7 @@ class FrameWriter:
         key, commitment = body.data_key.segment_key(body.header.tape_id, fields)
         body.add_segment(commitment, key)
         self._key = key
-        self._sealed[:SEGMENT_HEADER_SIZE] = fields + commitment
-        return SEGMENT_HEADER_SIZE
+        return fields + commitment
 
     def close(self, seal: bool = True) -> Anchor:
         """Flush, seal the tape with its index, make it durable, and give up the file and its lock.
