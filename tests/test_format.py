@@ -288,7 +288,7 @@ def test_recover(name: str, keyring: LocalKeyring, tmp_path: Path) -> None:
     if tape.cut is not None:
         # Appending does not go by the index, so it may keep more than reading by it gives.
         assert again.outcome == "sealed"
-        items = int(one.head["items"]) * tape._item_size
+        items = int(one.head["items"]) * tape.item_size
         assert hashlib.sha256(again.plain[:items]).digest() == one.expected.plain
 
 

@@ -426,9 +426,7 @@ def _parse_json(text: bytes, what: str, offset: int) -> Any:
             parse_constant=_no_float,
         )
         _check_parsed(value)
-    except RecursionError:
-        raise DamagedError(f"{what}: nested deeper than {MAX_JSON_DEPTH}", offset) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         reason = "it is not UTF-8 JSON" if isinstance(error, UnicodeError) else str(error)
         raise DamagedError(f"{what}: {reason}", offset) from None
     return value
