@@ -38,7 +38,7 @@ demo: setup ## run the main job once, on made-up order flow
 
 test: setup ## run the fast tests; ARGS="-k name" chooses
 	@echo "Running the fast tests"
-	@$(pytest) -m "not slow" $(ARGS)
+	@$(pytest) -m "not slow" --numprocesses=auto $(ARGS)
 
 test-all: setup $(venv)/fuzz ## run all tests, the slow ones and the fuzzer too
 	@echo "Running all tests"

@@ -423,6 +423,16 @@ def key_file_seeds() -> Iterator[bytes]:
     yield f"tapeseal-keys v1\n{sealed}{sealed.replace('ab', '12', 1)}# end\n".encode()
 
 
+# What the fuzzer puts into texts, as a dictionary of libFuzzer's has it.
+WORDS = [
+    r"\"", r"\\", r"\\ud800", ",", ":", "[", "]", "{", "}", "[]", "{}", "0", "-1", "1.0", "1e9", "255", "4294967296",
+    "null", "true", "NaN", r"\xff", r"\xc3\xa9", "<u8", ">f4", "|S1", "|V3", "<M8[ns]", "<m8[25s]", r"\"pending\":true",
+    r"\"provider\":\"vault-transit\"", r"\"binding\":\"context\"", r"\"codec\":null", r"\"kind\":\"rows\"",
+    r"\"share\":{\"group\":1,\"threshold\":2,\"index\":3}", r"\x0a", "# ", "key ", " created=", " secret=", " scrypt=",
+    " sealed=", "TAPESEAL",
+]  # fmt: skip
+
+
 class Target(NamedTuple):
     """What is fuzzed, and the inputs it starts from."""
 
@@ -454,7 +464,9 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for seed in target.seeds:
         (folder / hashlib.sha256(seed).hexdigest()[:16]).write_bytes(seed)
-    options = [f"-max_len={target.max_size}", "-len_control=0", *sys.argv[2:]]
+    words = Path(f"{folder}.words")
+    words.write_text("".join(f'"{word}"\n' for word in WORDS))
+    options = [f"-max_len={target.max_size}", "-len_control=0", f"-dict={words}", *sys.argv[2:]]
     atheris.Setup([sys.argv[0], *options], target.check)
     atheris.Fuzz()
 

@@ -275,6 +275,7 @@ class TapeReader:
             return self._length, body.sealed
 
     def _look(self, body: Body) -> None:
+        """Walk over what is new; raise where what was known is no longer there."""
         # A writer that cuts back and writes anew can be met in between; what is really damaged stays so.
         for attempt in range(3):
             # Its writer may have cut it back: nothing of it was delivered.
