@@ -1,5 +1,6 @@
-"""Writers killed by `kill -9` at random instants: what was flushed is there, all goes on, no nonce is used twice."""
+"""Writers killed by `kill -9`, or interrupted: what was flushed is there, all goes on, no nonce is used twice."""
 
+import gc
 import itertools
 import json
 import os
@@ -7,9 +8,10 @@ import random
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ import pytest
 
 import tapeseal
 from crash_writer import DAY, SEAL, SealLog, stream
-from support import TESTS
+from support import TESTS, TICK, nonce_log, ticks
 from tapeseal import writer
 from tapeseal.keyrings.local import create_key_file
 
@@ -36,7 +38,7 @@ def kills(fast: int, slow: int) -> Any:
 class Killer:
     """Lets writers run for random times, and keeps count of what they used up."""
 
-    def __init__(self, process: subprocess.Popen, log: Path, seed: int) -> None:
+    def __init__(self, process: subprocess.Popen[str], log: Path, seed: int) -> None:
         self.chance = random.Random(seed)
         self._process = process
         self._log = log
@@ -98,7 +100,7 @@ class Killer:
 
 
 @pytest.fixture(scope="module")
-def process() -> Iterator[subprocess.Popen]:
+def process() -> Iterator[subprocess.Popen[str]]:
     """A running crash_writer.py."""
     with subprocess.Popen(
         [sys.executable, TESTS / "crash_writer.py"],
@@ -115,7 +117,7 @@ def process() -> Iterator[subprocess.Popen]:
 
 
 @pytest.fixture
-def killer(process: subprocess.Popen, tmp_path: Path) -> Iterator[Killer]:
+def killer(process: subprocess.Popen[str], tmp_path: Path) -> Iterator[Killer]:
     """A Killer with a seed that is printed, or that CRASH_SEED says."""
     seed = int(os.environ.get("CRASH_SEED") or random.SystemRandom().getrandbits(32))
     print(f"CRASH_SEED={seed}")
@@ -328,3 +330,77 @@ def test_rolling(killer: Killer, tmp_path: Path, key_file: str, keyring: Any, ki
         rolled += len(anchors)
         before = at
     assert rolled > 0
+
+
+def interrupt(act: Callable[[], object], at: int) -> str | None:
+    """Raise KeyboardInterrupt at the given call or return, where Python looks for signals; return where that was."""
+    seen = 0
+    where = None
+
+    def profile(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal seen, where
+        if event in ("call", "c_return") and "tapeseal" in frame.f_globals.get("__name__", ""):
+            seen += 1
+            if seen == at:
+                where = f"{frame.f_code.co_qualname}:{frame.f_lineno} {event}"
+                raise KeyboardInterrupt
+
+    # The garbage collector would swallow an interrupt in what it calls.
+    gc.disable()
+    sys.setprofile(profile)
+    try:
+        act()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.setprofile(None)
+        gc.enable()
+    return where
+
+
+@pytest.mark.parametrize("sealed", [False, True], ids=["open", "sealed"])
+@pytest.mark.parametrize("action", ["append", "flush", "close"])
+def test_interrupted_at_every_call(tmp_path: Path, keyring: Any, action: str, sealed: bool) -> None:
+    """After an interrupt anywhere inside a writer, the same writer goes on, and nothing is lost or sealed twice."""
+    path = tmp_path / "day.tape"
+    for at in itertools.count(1):
+        with nonce_log():
+            tape = tapeseal.open(
+                path,
+                "w",
+                keyring=keyring,
+                dtype=TICK,
+                frame_size=4096,
+                index_by="number",
+                threads=1,
+            )
+            tape.append(ticks(0, 300))
+            if sealed:
+                tape.close()
+                tape = tapeseal.open(path, "a", keyring=keyring)
+            if action != "append":
+                tape.append(ticks(300, 310))
+            before = len(tape)
+            act = {
+                "append": lambda tape=tape: tape.append(ticks(300, 900)),
+                "flush": tape.flush,
+                "close": tape.close,
+            }[action]
+            where = interrupt(act, at)
+            if where is None:
+                tape.close()
+                break
+            print(where)
+            after = len(tape)
+            assert after in (before, 900 if action == "append" else before)
+            if tape.closed:
+                tape.close()
+                tape = tapeseal.open(path, "a", keyring=keyring)
+                assert after == len(tape)
+            tape.append(ticks(after, after + 500))
+            anchor = tape.close()
+        found = tapeseal.verify(path, keyring=keyring, anchor=anchor)
+        assert ("sealed", []) == (found.state, found.problems)
+        with tapeseal.open(path, keyring=keyring) as whole:
+            assert np.array_equal(ticks(0, after + 500), whole[:])
+    assert at > 20

@@ -271,6 +271,9 @@ def create(
     replace: bool,
 ) -> tuple[Output, Body, None]:
     """Make a new tape of no items and lock it for its writer; arguments and errors as open()."""
+    if not replace and os.path.lexists(path):
+        # Before the keyring is asked for a key, which may cost a call over the network.
+        raise FileExistsError(errno.EEXIST, "the file exists", path)
     raw, data_key, made = header.create(
         keyring,
         kind=kind,

@@ -320,10 +320,13 @@ class FrameWriter:
         self._check_failed()
         if self._unfinished is not None:
             self._undo()
-        if self._body.sealed:
+        sealed = self._body.sealed
+        if sealed:
             self._check_sealed_end()
-        self._unfinished = (self._body.mark(), len(self._bounds))
-        if self._body.sealed:
+        before = (self._body.mark(), len(self._bounds))
+        # Nothing is called, so no interrupt comes, until the body is an open one: to undo this cuts off the index.
+        self._unfinished = before
+        if sealed:
             # The index goes before anything is added; until new frames are there the tape is an open one.
             self._body.bounds = self._body.index_commitment = None
             self._output.cut(self._body.end)
@@ -503,8 +506,12 @@ class FrameWriter:
             frame_items=frame_size, first=0, index=0, final=True, threads=self._threads,
         )  # fmt: skip
         sealed[-layout.TRAILER_SIZE :] = layout.build_trailer(body.end)
+        size = body.end + len(sealed)
         try:
             self._output.write(sealed, body.end)
+            # Nothing is called between these lines, so no interrupt leaves an index that the body does not know of.
+            self._sealed_size = size
+            body.index_commitment = commitment
             self._unfinished = None
         except OSError:
             try:
@@ -515,8 +522,6 @@ class FrameWriter:
         except TapeChangedError:
             self._failed = True
             raise
-        self._sealed_size = body.end + len(sealed)
-        body.index_commitment = commitment
 
     def _read_bounds(self) -> bytes:
         """Compute the bounds of the frames that were there before this writer: their tape had no index."""
