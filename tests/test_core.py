@@ -32,6 +32,11 @@ FRAME = 4096
 LENGTHS = [0, 1, 15, 16, 17, FRAME - 1, FRAME, FRAME + 1, 2 * FRAME]
 OVERHEAD = _core.FRAME_HEADER_SIZE + _core.TAG_SIZE
 
+without_sanitizers = pytest.mark.skipif(
+    "TAPESEAL_SANITIZE" in os.environ,
+    reason="AddressSanitizer ignores mlock() and handles faults itself",
+)
+
 
 def secret(data: bytes) -> SecretBuffer:
     """Return a secret of these bytes."""
@@ -606,6 +611,7 @@ def test_secret_ends_at_a_guard_page(size: int) -> None:
         assert (start + (size + 15) // 16 * 16) % mmap.PAGESIZE == 0
 
 
+@without_sanitizers
 @pytest.mark.skipif(not os.path.exists("/proc/self/smaps"), reason="no /proc/self/smaps here")
 @pytest.mark.parametrize("size", [1, 32, 10_000])
 def test_secret_pages_are_locked_not_dumped_and_wiped_on_fork(size: int) -> None:
@@ -631,6 +637,7 @@ def test_secret_pages_are_locked_not_dumped_and_wiped_on_fork(size: int) -> None
     assert here[2] == "rw-p"
 
 
+@without_sanitizers
 @pytest.mark.parametrize("size", [1, 32, 4096, 5000])
 @pytest.mark.parametrize("side", ["above", "below"])
 def test_access_past_a_secret_kills_the_process(size: int, side: str) -> None:
@@ -906,6 +913,7 @@ def test_memory_is_given_back() -> None:
     assert locked() - before <= 16
 
 
+@without_sanitizers
 def test_without_the_right_to_lock() -> None:
     """Where RLIMIT_MEMLOCK is 0 and no capability lifts it, a secret warns and works."""
     done = child(

@@ -13,8 +13,10 @@ import random
 import resource
 import signal
 import subprocess
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -1659,12 +1661,12 @@ def interrupted() -> Iterator[Callable[[random.Random, Callable[[], Any]], bool]
         rung.append(1)
         raise KeyboardInterrupt
 
-    def interrupt(rng: random.Random, act: Callable[[], Any]) -> bool:
+    def interrupt(rng: random.Random, act: Callable[[], Any], longest: float = 2e-3) -> bool:
         rung.clear()
         finished = False
         try:
             try:
-                delay = rng.choice([1e-5, 1e-4, 5e-4, 2e-3]) * (0.2 + rng.random())
+                delay = longest * rng.choice([0.005, 0.05, 0.25, 1]) * (0.2 + rng.random())
                 signal.setitimer(signal.ITIMER_REAL, delay)
                 act()
                 finished = True
@@ -1734,6 +1736,58 @@ def test_interrupts_lose_and_repeat_nothing(
         found = tapeseal.verify(path, keyring=keyring, anchor=anchor)
         assert ("sealed", []) == (found.state, found.problems)
         assert same(ticks(0, count), read(path, keyring))
+
+
+def at_work() -> list[str]:
+    """Return what functions of the library other threads are in."""
+    stacks = [
+        [frame for frame, _ in traceback.walk_stack(top)]
+        for ident, top in sys._current_frames().items()
+        if ident != threading.get_ident()
+    ]
+    return [
+        frame.f_code.co_name
+        for stack in stacks
+        for frame in stack
+        if frame.f_code.co_name == "portion"
+    ]
+
+
+# Where Python cannot raise an interrupt, in callbacks, or closes a file late for it, it warns.
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("act", ["read", "decrypt", "encrypt"])
+def test_interrupts_leave_no_thread_behind(
+    tmp_path: Path, keyring: Any, interrupted: Any, act: str
+) -> None:
+    """When a call of several threads was interrupted none of them works on, and no part of an output stands there."""
+    source, sealed, target = tmp_path / "source.npy", tmp_path / "sealed", tmp_path / "target"
+    np.save(source, ticks(0, 400_000))
+    tapeseal.encrypt_file(source, sealed, keyring=keyring)
+    rng = random.Random(act)
+    hits = 0
+    with tapeseal.open(sealed, keyring=keyring, threads=4) as tape:
+        use = {
+            "read": functools.partial(tape.__getitem__, slice(None)),
+            "decrypt": functools.partial(
+                tapeseal.decrypt_file, sealed, target, keyring=keyring, threads=4
+            ),
+            "encrypt": functools.partial(
+                tapeseal.encrypt_file, source, target, keyring=keyring, threads=4
+            ),
+        }[act]
+        for _ in range(60):
+            hit = interrupted(rng, use, longest=2e-2)
+            assert [] == at_work()
+            hits += hit
+            if target.exists():
+                # The interrupt came when all was done.
+                assert (
+                    target.stat().st_size == (source if act == "decrypt" else sealed).stat().st_size
+                )
+                target.unlink()
+        assert same(ticks(0, 400_000), tape[:])
+    assert hits > 10
 
 
 def test_an_interrupt_while_the_index_goes(

@@ -636,24 +636,40 @@ def in_parallel(
     numbered = enumerate(portions)
 
     def work() -> None:
-        while not failures:
-            with guard:
-                number, portion = next(numbered, (0, None))
-            if portion is None:
-                return
-            try:
+        number = -1
+        try:
+            while not failures:
+                with guard:
+                    number, portion = next(numbered, (-1, None))
+                if portion is None:
+                    return
                 do(*portion)
-            except BaseException as error:
-                failures.append((number, error))
+        except BaseException as error:
+            failures.append((number, error))
 
-    others = [threading.Thread(target=work, daemon=True) for _ in range(threads - 1)]
-    for thread in others:
-        thread.start()
-    try:
-        work()
-    finally:
-        for thread in others:
-            thread.join()
+    ends = [threading.Event() for _ in range(threads - 1)]
+
+    def work_aside(end: threading.Event) -> None:
+        try:
+            work()
+        finally:
+            end.set()
+
+    # What the others work with is the caller's, so an interrupt is raised only when they have ended. join() would not
+    # do: interrupted once, it takes a thread that still runs for one that has ended.
+    others = [threading.Thread(target=work_aside, args=(end,), daemon=True) for end in ends]
+    todo: list[Callable[[], None]] = [*(thread.start for thread in others), work]
+    waiting = True
+    while waiting:
+        try:
+            while todo and not failures:
+                todo.pop(0)()
+            for thread, end in zip(others, ends, strict=True):
+                if thread.ident is not None:
+                    end.wait()
+            waiting = False
+        except BaseException as error:
+            failures.append((-1, error))
     if failures:
         raise min(failures, key=lambda failure: failure[0])[1]
 

@@ -151,13 +151,15 @@ def new_file(
             raise OSError(errno.EINVAL, "not a regular file, so it is not replaced", str(target))
     if temporary is None:
         temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(6)}.part")
+    fd = -1
+    # The opening too: an interrupt can come when it has made the file.
     try:
-        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            errno.ENOENT, os.strerror(errno.ENOENT), str(target.parent)
-        ) from None
-    try:
+        try:
+            fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                errno.ENOENT, os.strerror(errno.ENOENT), str(target.parent)
+            ) from None
         if before is not None:
             os.fchmod(fd, stat.S_IMODE(before.st_mode))
         yield fd
@@ -169,7 +171,8 @@ def new_file(
         temporary.unlink(missing_ok=True)
         raise
     finally:
-        os.close(fd)
+        if fd >= 0:
+            os.close(fd)
 
 
 def _rename_new(temporary: Path, target: Path) -> None:
