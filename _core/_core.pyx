@@ -102,6 +102,12 @@ cdef extern from "rows.h" nogil:
     int rows_open(row_key *key, const row_batch *batch, unsigned threads, uint64_t *bad)
     int c_row_offsets "row_offsets"(const row_column *column, uint64_t count, int more, void *offsets, uint64_t *total)
 
+cdef extern from * nogil:
+    int __ATOMIC_SEQ_CST
+    uint64_t __atomic_load_n(uint64_t *number, int order)
+    bint __atomic_compare_exchange_n(uint64_t *number, uint64_t *expected, uint64_t desired, bint weak, int success,
+                                     int failure)
+
 cdef extern from "unistd.h" nogil:
     Py_ssize_t c_read "read"(int fd, void *buf, size_t count)
 
@@ -692,6 +698,45 @@ cdef class AESGCM:
             else:
                 code = frames_open(self.ctx, run, threads, bad)
         return code
+
+
+@cython.final
+cdef class Counter:
+    """Numbers that are given out once each, from 0 on, to whichever threads ask; without a lock, which a fork may copy.
+
+    Args:
+        limit: how many there are, below 2**63.
+    """
+
+    cdef uint64_t next
+    cdef uint64_t limit
+
+    def __cinit__(self, uint64_t limit):
+        if limit >= <uint64_t>1 << 63:
+            raise ValueError("a limit is below 2**63")
+        self.limit = limit
+
+    @property
+    def taken(self):
+        """How many were given out."""
+        return __atomic_load_n(&self.next, __ATOMIC_SEQ_CST)
+
+    def take(self, uint64_t count):
+        """Take `count` numbers for good and return the first.
+
+        Raises:
+            OverflowError: there are not as many left; none is taken.
+        """
+        cdef uint64_t first = __atomic_load_n(&self.next, __ATOMIC_SEQ_CST)
+        while True:
+            if count > self.limit - first:
+                raise OverflowError(f"{self.limit - first} of {self.limit} numbers are left, {count} are needed")
+            if __atomic_compare_exchange_n(&self.next, &first, first + count, False, __ATOMIC_SEQ_CST,
+                                           __ATOMIC_SEQ_CST):
+                return first
+
+    def __reduce__(self):
+        raise TypeError("a Counter is neither pickled nor copied")
 
 
 def row_kernels():

@@ -7,6 +7,7 @@ AES-256-ECB over as many blocks, in one call.
 
 import argparse
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 
@@ -16,6 +17,14 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 import tapeseal
 from tapeseal import _core
+from tapeseal.keyrings.local import create_key_file
+
+
+def key_file_keyring() -> tapeseal.LocalKeyring:
+    """Return a keyring over a new key file that is gone again."""
+    with tempfile.TemporaryDirectory() as folder:
+        create_key_file(f"{folder}/bench.key")
+        return tapeseal.LocalKeyring(f"{folder}/bench.key")
 
 
 def subjects(size: int, count: int) -> dict[str, tuple[Callable[[], object], int]]:
@@ -43,17 +52,15 @@ def subjects(size: int, count: int) -> dict[str, tuple[Callable[[], object], int
             lambda c=cipher, s=sealed: c.seal_rows(s, records, counter=0, threads=2),
             count,
         )
-    if hasattr(tapeseal, "RowEncryptor"):
-        key = _core.SecretBuffer.random(32)
-        keyring = tapeseal.LocalKeyring({"bench": key})
-        rows = tapeseal.RowEncryptor(keyring, dtype=records.dtype, threads=1)
-        decryptor = tapeseal.RowDecryptor(rows.header, keyring=keyring, threads=1)
-        done = rows.encrypt(records)
-        one = records[:1].copy()
-        found["RowEncryptor"] = (lambda: rows.encrypt(records), count)
-        found["RowDecryptor"] = (lambda: decryptor.decrypt(done), count)
-        found["RowEncryptor, one row"] = (lambda: rows.encrypt(one), 1)
-        found["RowDecryptor, one row"] = (lambda: decryptor.decrypt(done[:1]), 1)
+    keyring = key_file_keyring()
+    rows = tapeseal.RowEncryptor(keyring, dtype=records.dtype, threads=1)
+    decryptor = tapeseal.RowDecryptor(rows.header, keyring=keyring, threads=1)
+    done = rows.encrypt(records)
+    one = records[:1].copy()
+    found["RowEncryptor"] = (lambda: rows.encrypt(records), count)
+    found["RowDecryptor"] = (lambda: decryptor.decrypt(done), count)
+    found["RowEncryptor, one row"] = (lambda: rows.encrypt(one), 1)
+    found["RowDecryptor, one row"] = (lambda: decryptor.decrypt(done[:1]), 1)
     aead = AESGCM(bytes(32))
     some = [record.tobytes() for record in records[:1000]]
     nonce = bytes(12)
