@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, SHARED
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from conftest import ROOT, SHARED
 from tapeseal import _core
 from tapeseal.errors import ForkError, InvalidTag
 
@@ -102,9 +102,7 @@ def test_cavp_opens(kernel: str) -> None:
     cases = list(cavp("gcmDecrypt256"))
     assert len({case.get("FAIL", False) for case in cases}) == 2
     for case in cases:
-        opened = open_one(
-            kernel, case["Key"], case["IV"] + case["CT"] + case["Tag"], case["AAD"]
-        )
+        opened = open_one(kernel, case["Key"], case["IV"] + case["CT"] + case["Tag"], case["AAD"])
         assert (None if "FAIL" in case else case["PT"]) == opened
 
 
@@ -296,7 +294,9 @@ class Guarded:
     def __init__(self, pages: int) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
         libc.mmap.restype = ctypes.c_void_p
-        libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+        libc.mmap.argtypes = (
+            [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+        )
         libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
         page = mmap.PAGESIZE
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
@@ -385,7 +385,9 @@ def test_any_flipped_bit_is_refused(kernel: str, size: int) -> None:
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_foreign_nonce_is_refused(kernel: str) -> None:
     """A row whose nonce no counter gives does not open, authentic as it may be."""
-    sealed = np.frombuffer(bytearray(seal_one(kernel, bytes(32), b"\1" * 12, b"record", b"")), np.uint8)
+    sealed = np.frombuffer(
+        bytearray(seal_one(kernel, bytes(32), b"\1" * 12, b"record", b"")), np.uint8
+    )
     key = cipher(kernel, bytes(32))
     opened = np.empty((1, 6), np.uint8)
     with pytest.raises(InvalidTag):
@@ -475,7 +477,7 @@ def test_offsets_are_checked(width: type) -> None:
         with pytest.raises(ValueError, match="offsets"):
             _core.row_offsets(target, bytes(10), np.array(offsets, width), OVERHEAD)
     assert _core.row_offsets(target, bytes(99), np.array([1, 30, 40], width), -OVERHEAD) == 1
-    assert [0, 1, 1] == target.tolist()
+    assert target.tolist() == [0, 1, 1]
 
 
 def test_offsets_that_do_not_fit() -> None:
@@ -492,15 +494,14 @@ def test_counter() -> None:
     taken: list[list[int]] = [[] for _ in range(4)]
 
     def work(mine: list[int]) -> None:
-        for _ in range(5000):
-            mine.append(counter.take(5))
+        mine.extend(counter.take(5) for _ in range(5000))
 
     threads = [threading.Thread(target=work, args=(mine,)) for mine in taken]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(sum(taken, [])) == list(range(0, 100_000, 5))
+    assert sorted(number for mine in taken for number in mine) == list(range(0, 100_000, 5))
     with pytest.raises(OverflowError):
         counter.take(11)
     assert counter.take(10) == 100_000
@@ -541,10 +542,8 @@ def driver_cases(seed: int) -> bytes:
             aad = rng.randbytes(aad_size if shared else count * aad_size)
             sealed = np.zeros((count, size + OVERHEAD), np.uint8)
             sealed[:, :12] = np.frombuffer(rng.randbytes(12 * count), np.uint8).reshape(count, 12)
-            if shared:
-                extra = {"associated_data": aad}
-            else:
-                extra = {"associated_rows": rows_of(aad, aad_size, count)}
+            each = rows_of(aad, aad_size, 0 if shared else count)
+            extra = {"associated_data": aad} if shared else {"associated_rows": each}
             cipher("evp", key).seal_rows(sealed, plain, counter=0, any_nonce=True, **extra)
             stream = b"".join(
                 block(sealed[row, :12].tobytes() + struct.pack(">I", number + 1))

@@ -37,7 +37,7 @@ class _Various(NamedTuple):
     arrow: bool
 
     @property
-    def count(self) -> int:
+    def rows(self) -> int:
         return len(self.offsets) - 1
 
 
@@ -62,7 +62,7 @@ def _from_arrow(array: Any, what: str) -> _Various | NDArray[Any]:
         whole = np.frombuffer(data if data is not None else b"", np.uint8)
         return whole[start * size : stop * size].reshape(len(array), size)
     if pa.types.is_binary(array.type):
-        kind = np.dtype(np.int32)
+        kind: np.dtype[Any] = np.dtype(np.int32)
     elif pa.types.is_large_binary(array.type):
         kind = np.dtype(np.int64)
     else:
@@ -293,9 +293,7 @@ class RowEncryptor(_RowsBase):
             return self._encrypt_various(cipher, records, associated_data, out)
         else:
             arrow = _is_arrow(records)
-            source = _fixed(
-                _from_arrow(records, "records") if arrow else records, dtype, "records"
-            )
+            source = _fixed(_from_arrow(records, "records") if arrow else records, dtype, "records")
         count = len(source)
         if out is None:
             target = empty(count, self._sealed_dtype)
@@ -325,7 +323,7 @@ class RowEncryptor(_RowsBase):
         source = _various(records, "records")
         offsets, size = _new_offsets(source, ROW_OVERHEAD, out)
         data = _new_data(size, out)
-        first = self._reserve(source.count, _blocks(source.count, size))
+        first = self._reserve(source.rows, _blocks(source.rows, size - ROW_OVERHEAD * source.rows))
         cipher.seal_rows(
             data,
             source.data,
@@ -421,7 +419,7 @@ class RowDecryptor(_RowsBase):
         various = arrow = False
         if dtype is None:
             source = _various(sealed, "sealed")
-            various, arrow, count = True, source.arrow, source.count
+            various, arrow, count = True, source.arrow, source.rows
             offsets, size = _new_offsets(source, -ROW_OVERHEAD, out)
             target = _new_data(size, out)
             extra = {
