@@ -13,7 +13,7 @@
 
 enum {
     /* Rows are done slice by slice: keystream and rows stay in a core's L1 cache. */
-    SLICE = 16 * 1024,
+    SLICE = 8 * 1024,
     SLICE_ROWS = 256,
     /* No kernel's max_size is above this. */
     MAX_KERNEL_SIZE = 1024,
@@ -22,21 +22,21 @@ enum {
     BOUNCE = 16 * 1024,
     /* What a thread takes at a time, and the least that is worth starting one. */
     PORTION = 128 * 1024,
-    MIN_PER_THREAD = 512 * 1024,
+    MIN_PER_THREAD = 1024 * 1024,
     /* The time of a row without its bytes, in bytes. */
     ROW_COST = 64,
     MAX_IDLE = 64,
 };
 
 _Static_assert((MAX_KERNEL_SIZE + MAX_KERNEL_AAD) / BLOCK + 1 <= MAX_POWER, "a row fits the powers of H");
-_Static_assert(MAX_KERNEL_SIZE + BLOCK <= SLICE, "a row fits a slice");
+_Static_assert(MAX_KERNEL_SIZE + BLOCK <= SLICE && SLICE <= BOUNCE, "a row fits a slice, and that its memory");
 
 /* What one thread works with. */
 typedef struct row_worker {
     struct row_worker *next;
     EVP_CIPHER_CTX *ecb;
     EVP_CIPHER_CTX *gcm;
-    secret_pages pages;        /* SLICE + STREAM_PADDING bytes: counter blocks, then keystream */
+    secret_pages pages;        /* BOUNCE + STREAM_PADDING bytes: counter blocks, keystream, plaintext */
     row rows[SLICE_ROWS];
 } row_worker;
 
@@ -105,7 +105,7 @@ static row_worker *make_worker(row_key *key)
     worker->ecb = copy_context(key->ecb);
     worker->gcm = copy_context(key->gcm);
     if (worker->ecb == NULL || worker->gcm == NULL ||
-        secret_pages_map(&worker->pages, SLICE + STREAM_PADDING) != 0) {
+        secret_pages_map(&worker->pages, BOUNCE + STREAM_PADDING) != 0) {
         wipe_worker(worker);
         return NULL;
     }

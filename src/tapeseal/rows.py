@@ -123,7 +123,7 @@ def _fixed(rows: object, dtype: np.dtype[Any], what: str) -> NDArray[Any]:
 
 def _sealed(rows: object, dtype: np.dtype[Any], what: str) -> NDArray[Any]:
     """Return sealed rows of one size: any plain dtype of that many bytes will do."""
-    if isinstance(rows, np.ndarray) and rows.ndim == 1 and not rows.dtype.hasobject:
+    if isinstance(rows, ndarray) and rows.ndim == 1 and not rows.dtype.hasobject:
         if rows.itemsize == dtype.itemsize:
             return rows
         raise ValueError(
@@ -177,11 +177,6 @@ class _RowsBase:
     def close(self) -> None:
         """Wipe the key; closing again does nothing."""
         self._cipher = None
-
-    def _open_cipher(self) -> RowCipher:
-        if self._cipher is None:
-            raise ValueError("it is closed")
-        return self._cipher
 
     def __enter__(self) -> Self:
         return self
@@ -412,37 +407,65 @@ class RowDecryptor(_RowsBase):
                 first such row's.
             ValueError, TypeError, ForkError: as encrypt() raises them.
         """
-        if on_error not in ("raise", "mask"):
-            raise ValueError(f'on_error is "raise" or "mask", not {on_error!r}')
-        cipher = self._open_cipher()
         dtype = self.dtype
-        various = arrow = False
-        if dtype is None:
-            source = _various(sealed, "sealed")
-            various, arrow, count = True, source.arrow, source.rows
-            offsets, size = _new_offsets(source, -ROW_OVERHEAD, out)
-            target = _new_data(size, out)
-            extra = {
-                "target_offsets": offsets,
-                "source_offsets": source.offsets,
-                **_associated(associated_data),
-            }
-            rows: Buffer = source.data
+        cipher = self._cipher
+        if cipher is None:
+            raise ValueError("it is closed")
+        if on_error == "raise":
+            valid = None
+        elif on_error == "mask":
+            valid = np.zeros(_count(sealed), np.bool_)
         else:
-            if type(sealed) is not ndarray and _is_arrow(sealed):
-                sealed = _from_arrow(sealed, "sealed")
-            rows = _sealed(sealed, self._sealed_dtype, "sealed")
-            count = len(rows)
-            target = empty(count, dtype) if out is None else _fixed(out, dtype, "out")
+            raise ValueError(f'on_error is "raise" or "mask", not {on_error!r}')
+        if dtype is None:
+            opened = self._decrypt_various(cipher, sealed, associated_data, out, valid)
+            return opened if valid is None else (opened, valid)
+        if type(sealed) is not ndarray and _is_arrow(sealed):
+            sealed = _from_arrow(sealed, "sealed")
+        rows = _sealed(sealed, self._sealed_dtype, "sealed")
+        count = len(rows)
+        if out is None:
+            target = empty(count, dtype)
+        else:
+            target = _fixed(out, dtype, "out")
             if len(target) != count:
                 raise ValueError(f"out has {len(target)} rows for {count} sealed ones")
-            extra = {} if associated_data is None else _associated(associated_data)
-        valid = np.zeros(count, np.bool_) if on_error == "mask" else None
-        cipher.open_rows(target, rows, valid=valid, threads=self._threads, **extra)
-        opened: Any = target if out is None else out
-        if various:
-            opened = _to_arrow(offsets, target) if arrow and out is None else (offsets, target)
+        if associated_data is None:
+            cipher.open_rows(target, rows, valid=valid, threads=self._threads)
+        else:
+            extra = _associated(associated_data)
+            cipher.open_rows(target, rows, valid=valid, threads=self._threads, **extra)
+        opened = target if out is None else out
         return opened if valid is None else (opened, valid)
+
+    def _decrypt_various(
+        self,
+        cipher: RowCipher,
+        sealed: Rows,
+        associated_data: AssociatedData,
+        out: Any,
+        valid: NDArray[np.bool_] | None,
+    ) -> Any:
+        source = _various(sealed, "sealed")
+        offsets, size = _new_offsets(source, -ROW_OVERHEAD, out)
+        data = _new_data(size, out)
+        cipher.open_rows(
+            data,
+            source.data,
+            target_offsets=offsets,
+            source_offsets=source.offsets,
+            valid=valid,
+            threads=self._threads,
+            **_associated(associated_data),
+        )
+        return _to_arrow(offsets, data) if source.arrow and out is None else (offsets, data)
+
+
+def _count(rows: Rows) -> int:
+    """Return how many rows there are in whatever decrypt() was given."""
+    if isinstance(rows, tuple) and len(rows) == 2 and isinstance(rows[0], ndarray):
+        return len(rows[0]) - 1
+    return len(rows)
 
 
 def _blocks(count: int, size: int) -> int:
