@@ -9,6 +9,7 @@
  *   swap            the two words
  *   mul_low, mul_high   carry-less product of the low words, of the high words
  *   mul_cross       low by high, exclusive-or high by low
+ *   clear_registers     leaves zeros in every vector register
  *
  * A product of 256 bits is held as low + cross * x^64 + high * x^128, sums of products too: a row is reduced once.
  * Powers of H are stored times x modulo GHASH's polynomial, which undoes the reflection of bits (Gueron and Kounavis,
@@ -115,6 +116,7 @@ TARGET static void kernel_init(ghash_key *key, const unsigned char h[BLOCK])
         add_product(&p, power, first);
         power = reduce(p);
     }
+    clear_registers();
 }
 
 TARGET static void kernel_absorb(const ghash_key *key, const unsigned char *aad, size_t size,
@@ -131,6 +133,7 @@ TARGET static void kernel_absorb(const ghash_key *key, const unsigned char *aad,
         size -= n;
     }
     store(start, state);
+    clear_registers();
 }
 
 TARGET static void kernel_counters(const row *rows, size_t count)
@@ -193,6 +196,7 @@ TARGET static void kernel_seal(const ghash_key *key, const row *rows, size_t cou
     block begin = load(start);
     for (size_t i = 0; i < count; i++)
         store(rows[i].sealed + NONCE_SIZE + rows[i].size, row_tag(key, &rows[i], begin, 1));
+    clear_registers();
 }
 
 TARGET static void kernel_open(const ghash_key *key, row *rows, size_t count, const unsigned char start[BLOCK])
@@ -212,4 +216,5 @@ TARGET static void kernel_open(const ghash_key *key, row *rows, size_t count, co
         if (at < r->size)
             store_part(r->plain + at, add(load_part(sealed + at, r->size - at), load(stream + at)), r->size - at);
     }
+    clear_registers();
 }

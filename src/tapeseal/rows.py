@@ -4,13 +4,24 @@ A `RowEncryptor` makes a header, which is kept once, and seals any number of bat
 stored, moved and opened by itself: 12 bytes of nonce, the ciphertext, 16 bytes of tag.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, NoReturn, Self, TypeAlias, cast, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    NamedTuple,
+    NoReturn,
+    Self,
+    TypeAlias,
+    cast,
+    overload,
+)
 
 import numpy as np
 from numpy import empty, ndarray
 from numpy.typing import DTypeLike, NDArray
-from typing_extensions import Buffer
 
 from tapeseal import header, layout
 from tapeseal._core import ROW_OVERHEAD, Counter, RowCipher, row_offsets
@@ -18,15 +29,17 @@ from tapeseal.datakey import Keyring
 from tapeseal.errors import DamagedError, LimitError
 from tapeseal.layout import Content
 
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
 MAX_ROWS = 1 << 40
 MAX_BLOCKS = 1 << 43
 
-Pair: TypeAlias = tuple[NDArray[Any], Buffer]
+Pair: TypeAlias = "tuple[NDArray[Any], Buffer]"
 """Rows of various lengths, as Arrow lays them out: count + 1 offsets of 4 or 8 bytes, and the bytes they cut."""
-PairOut: TypeAlias = tuple[NDArray[Any], NDArray[np.uint8]]
-Rows: TypeAlias = NDArray[Any] | Pair | Sequence[bytes] | Any
+Rows: TypeAlias = "NDArray[Any] | Pair | Sequence[bytes] | Any"
 """What encrypt() and decrypt() take; Any stands for pyarrow's arrays, which the package does not import."""
-AssociatedData: TypeAlias = Buffer | NDArray[Any] | Pair | Sequence[bytes] | Any | None
+AssociatedData: TypeAlias = "Buffer | NDArray[Any] | Pair | Sequence[bytes] | Any | None"
 
 
 class _Various(NamedTuple):
