@@ -251,17 +251,6 @@ class RowEncryptor(_RowsBase):
         """Rows sealed so far, or at least numbered."""
         return self._rows.taken
 
-    def _reserve(self, count: int, blocks: int = 0) -> int:
-        """Take the counters of so many rows, for good, and return the first."""
-        try:
-            if blocks:
-                self._blocks.take(blocks)
-            return self._rows.take(count)
-        except OverflowError:
-            raise LimitError(
-                "one header is for at most 2**40 rows and 2**43 blocks of 16 bytes: make a new RowEncryptor"
-            ) from None
-
     def encrypt(
         self, records: Rows, associated_data: AssociatedData = None, out: Any = None
     ) -> Any:
@@ -309,13 +298,12 @@ class RowEncryptor(_RowsBase):
             target = _sealed(out, self._sealed_dtype, "out")
             if len(target) != count:
                 raise ValueError(f"out has {len(target)} rows for {count} records")
-        if associated_data is None:
-            cipher.seal_rows(target, source, counter=self._reserve(count), threads=self._threads)
-        else:
-            extra = _associated(associated_data)
-            cipher.seal_rows(
-                target, source, counter=self._reserve(count), threads=self._threads, **extra
-            )
+        extra = _NONE if associated_data is None else _associated(associated_data)
+        try:
+            first = self._rows.take(count)
+        except OverflowError:
+            raise _limit() from None
+        cipher.seal_rows(target, source, counter=first, threads=self._threads, **extra)
         if out is not None:
             return out
         if arrow:
@@ -331,7 +319,12 @@ class RowEncryptor(_RowsBase):
         source = _various(records, "records")
         offsets, size = _new_offsets(source, ROW_OVERHEAD, out)
         data = _new_data(size, out)
-        first = self._reserve(source.rows, _blocks(source.rows, size - ROW_OVERHEAD * source.rows))
+        extra = _associated(associated_data)
+        try:
+            self._blocks.take(_blocks(source.rows, size - ROW_OVERHEAD * source.rows))
+            first = self._rows.take(source.rows)
+        except OverflowError:
+            raise _limit() from None
         cipher.seal_rows(
             data,
             source.data,
@@ -339,7 +332,7 @@ class RowEncryptor(_RowsBase):
             target_offsets=offsets,
             source_offsets=source.offsets,
             threads=self._threads,
-            **_associated(associated_data),
+            **extra,
         )
         return _to_arrow(offsets, data) if source.arrow and out is None else (offsets, data)
 
@@ -479,6 +472,15 @@ def _count(rows: Rows) -> int:
     if isinstance(rows, tuple) and len(rows) == 2 and isinstance(rows[0], ndarray):
         return len(rows[0]) - 1
     return len(rows)
+
+
+_NONE: dict[str, Any] = {}
+
+
+def _limit() -> LimitError:
+    return LimitError(
+        "one header is for at most 2**40 rows and 2**43 blocks of 16 bytes: make a new RowEncryptor"
+    )
 
 
 def _blocks(count: int, size: int) -> int:
