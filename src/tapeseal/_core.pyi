@@ -7,11 +7,8 @@ KEY_SIZE: Final = 32
 NONCE_SIZE: Final = 12
 TAG_SIZE: Final = 16
 FRAME_HEADER_SIZE: Final = 24
-<<<<<<< HEAD
 KEY_SCHEDULES_PROTECTED: Final[bool]
-=======
 ROW_OVERHEAD: Final = 28
->>>>>>> 138d3d4 (Rows: the batch kernels and their face in the core)
 
 def openssl_version() -> str: ...
 def process_epoch() -> int: ...
