@@ -298,12 +298,15 @@ class RowEncryptor(_RowsBase):
             target = _sealed(out, self._sealed_dtype, "out")
             if len(target) != count:
                 raise ValueError(f"out has {len(target)} rows for {count} records")
-        extra = _NONE if associated_data is None else _associated(associated_data)
+        extra = None if associated_data is None else _associated(associated_data)
         try:
             first = self._rows.take(count)
         except OverflowError:
             raise _limit() from None
-        cipher.seal_rows(target, source, counter=first, threads=self._threads, **extra)
+        if extra is None:
+            cipher.seal_rows(target, source, counter=first, threads=self._threads)
+        else:
+            cipher.seal_rows(target, source, counter=first, threads=self._threads, **extra)
         if out is not None:
             return out
         if arrow:
@@ -472,9 +475,6 @@ def _count(rows: Rows) -> int:
     if isinstance(rows, tuple) and len(rows) == 2 and isinstance(rows[0], ndarray):
         return len(rows[0]) - 1
     return len(rows)
-
-
-_NONE: dict[str, Any] = {}
 
 
 def _limit() -> LimitError:
