@@ -356,7 +356,7 @@ static int supported(void)
 
 const row_kernel row_kernel_vpclmul = {
     .name = "vpclmul",
-    .max_size = 1024,
+    .max_size = 768,
     .supported = supported,
     .init = init,
     .absorb = absorb,
