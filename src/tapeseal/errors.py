@@ -20,6 +20,20 @@ class InvalidTag(TapesealError):
         self.index = index
 
 
+class WrappedKeyError(InvalidTag):
+    """A recipient names a key of ours, but does not open: it, its key or the encryption context was changed.
+
+    The message names the recipient, and says what the service answered.
+    """
+
+    def __init__(self, message: str) -> None:
+        TapesealError.__init__(self, message)
+        self.index = 0
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return type(self), (str(self),)
+
+
 class ForkError(TapesealError, RuntimeError):
     """The key or tape was opened in another process; a fork takes no keys along."""
 
@@ -57,6 +71,22 @@ class KeyUnavailableError(TapesealError):
 
 class PassphraseError(KeyUnavailableError):
     """The passphrase does not open the key, or none was given for a key that needs one."""
+
+
+class ServiceUnavailableError(KeyUnavailableError):
+    """A KMS or a Vault could not be reached, was sealed, throttled or gave no whole answer in time; try again later."""
+
+
+class AccessDeniedError(KeyUnavailableError):
+    """A KMS or a Vault refused: the credentials or the token are not valid, or a policy forbids it."""
+
+
+class WrappingKeyError(KeyUnavailableError):
+    """The wrapping key itself cannot be used: missing, disabled, pending deletion, or its version is retired."""
+
+
+class ReserveExhaustedError(KeyUnavailableError):
+    """A reserve has no data key left, and its service has been away for longer than the outage budget."""
 
 
 class TapeLockedError(TapesealError, BlockingIOError):

@@ -13,6 +13,9 @@ from tapeseal.datakey import Keyring
 
 _PROVIDERS = {
     "local": "tapeseal.keyrings.local",
+    "aws-kms": "tapeseal.keyrings.aws_kms",
+    "vault-transit": "tapeseal.keyrings.vault_transit",
+    "public-key": "tapeseal.keyrings.public_key",
 }
 
 _PROVIDER = re.compile(r"[a-z][a-z0-9-]{0,31}")
