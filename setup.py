@@ -18,6 +18,7 @@ core = Extension(
         "_core/rows_pclmul.c",  # a kernel for another processor compiles to nothing
         "_core/rows_pmull.c",
         "_core/rows_vpclmul.c",
+        "_core/shares.c",
     ],
     depends=glob("_core/*.pxd") + glob("_core/*.h"),  # also what puts them in the sdist
     extra_compile_args=[

@@ -20,6 +20,7 @@ from cpython.buffer cimport (
 )
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
+from cpython.ref cimport Py_REFCNT
 from libc.limits cimport INT_MAX
 from libc.stddef cimport ptrdiff_t, size_t
 from libc.stdint cimport uint32_t, uint64_t
@@ -101,6 +102,12 @@ cdef extern from "rows.h" nogil:
     int rows_seal(row_key *key, const row_batch *batch, unsigned threads)
     int rows_open(row_key *key, const row_batch *batch, unsigned threads, uint64_t *bad)
     int c_row_offsets "row_offsets"(const row_column *column, uint64_t count, int more, void *offsets, uint64_t *total)
+
+cdef extern from "shares.h" nogil:
+    void share_at(unsigned char *share, const unsigned char *secret, const unsigned char *more, size_t size,
+                  unsigned threshold, unsigned char x)
+    void share_add(unsigned char *secret, const unsigned char *share, size_t size, const unsigned char *xs,
+                   unsigned count, unsigned which)
 
 cdef extern from * nogil:
     int __ATOMIC_SEQ_CST
@@ -201,11 +208,12 @@ def copy_into(target, Py_ssize_t offset, source):
 cdef class SecretBuffer:
     """Zeroed memory for a secret: own locked pages between guard pages, not dumped, wiped by close() and by a fork.
 
-    Its bytes can be read, through the buffer protocol and read-only, inside `with secret:` alone. It has no repr of
-    its bytes, no pickle, no copy, and equals nothing but itself.
+    Its bytes can be read, through the buffer protocol and if not `writable` read-only, inside `with secret:` alone. It
+    has no repr of its bytes, no pickle, no copy, and equals nothing but itself.
 
     Args:
         size: bytes, 1 to 2**30.
+        writable: views of it can be written to: for what is read from a socket, or put together piece by piece.
 
     Raises:
         MemoryError: no pages are to be had.
@@ -218,11 +226,13 @@ cdef class SecretBuffer:
     cdef Py_ssize_t windows
     cdef Py_ssize_t views
     cdef uint64_t epoch
+    cdef bint writable
 
-    def __cinit__(self, Py_ssize_t size):
+    def __cinit__(self, Py_ssize_t size, *, bint writable=False):
         if not 1 <= size <= 1 << 30:
             raise ValueError(f"a secret has 1 to 2**30 bytes, not {size}")
         self.epoch = process_epoch()
+        self.writable = writable
         if secret_pages_map(&self.pages, <size_t>size) != 0:
             raise MemoryError(f"no memory pages for a secret of {size} bytes")
         if not self.pages.locked:
@@ -256,6 +266,26 @@ cdef class SecretBuffer:
         finally:
             openssl.OPENSSL_cleanse(view.buf, <size_t>view.len)
             PyBuffer_Release(&view)
+
+    @staticmethod
+    def take_bytes(bytes source not None):
+        """Move a bytes object that nobody else holds into a secret; the object's own memory is wiped.
+
+        For what another library hands back as bytes: take_bytes(decrypt(...)), without a name in between.
+
+        Raises:
+            ValueError: somebody else holds it, or it is a single byte or none, which Python keeps one of.
+        """
+        cdef SecretBuffer secret
+        # At most the caller's temporary and this call's argument refer to it.
+        if len(source) < 2 or Py_REFCNT(source) > 2:
+            raise ValueError("these bytes are somebody else's too, or Python's own")
+        try:
+            secret = SecretBuffer(len(source))
+            secret_copy(secret.pages.data, PyBytes_AS_STRING(source), <size_t>len(source))
+            return secret
+        finally:
+            openssl.OPENSSL_cleanse(PyBytes_AS_STRING(source), <size_t>len(source))
 
     @staticmethod
     def read(int fd, Py_ssize_t size):
@@ -319,6 +349,74 @@ cdef class SecretBuffer:
             text.pages.data[2 * i + 1] = hex_digit(self.pages.data[i] & 15)
         return text
 
+    @staticmethod
+    def from_base64(SecretBuffer text not None, Py_ssize_t start, Py_ssize_t stop):
+        """Decode text[start:stop], base64 with its padding (RFC 4648, 4), into a new secret, in constant time.
+
+        Raises:
+            ValueError: the range is empty or no multiple of four, a character is outside the alphabet, or bits that
+                no byte takes are set.
+        """
+        cdef SecretBuffer secret
+        cdef const unsigned char *at
+        cdef unsigned int bad = 0
+        cdef unsigned int bits
+        cdef unsigned int value
+        cdef Py_ssize_t padding
+        cdef Py_ssize_t size
+        cdef Py_ssize_t i
+        cdef Py_ssize_t j
+        with cython.critical_section(text):
+            text._check()
+            if not 0 <= start < stop <= <Py_ssize_t>text.pages.size or (stop - start) % 4:
+                raise ValueError(f"{start} to {stop} is no range of base64 groups")
+            at = text.pages.data + stop
+            padding = (at[-1] == 61) + (at[-1] == 61 and at[-2] == 61)
+        size = (stop - start) // 4 * 3 - padding
+        secret = SecretBuffer(size)
+        with cython.critical_section(text):
+            text._check()
+            at = text.pages.data + start
+            for i in range((stop - start) // 4):
+                bits = 0
+                for j in range(4 * i, 4 * i + 4):
+                    value = 0 if j >= stop - start - padding else base64_value(at[j])
+                    bad |= value
+                    bits = bits << 6 | (value & 63)
+                for j in range(3):
+                    value = bits >> (16 - 8 * j) & 255
+                    if 3 * i + j < size:
+                        secret.pages.data[3 * i + j] = <unsigned char>value
+                    else:
+                        bad |= value << 6
+        if bad >> 6:
+            raise ValueError("the secret is not canonical base64")
+        return secret
+
+    def to_base64(self):
+        """Return a new secret with this one's bytes as base64 with its padding."""
+        cdef SecretBuffer text
+        cdef unsigned int bits
+        cdef Py_ssize_t size = <Py_ssize_t>self.pages.size
+        cdef Py_ssize_t i
+        cdef Py_ssize_t j
+        self._check()
+        text = SecretBuffer((size + 2) // 3 * 4)
+        with cython.critical_section(self):
+            self._check()
+            for i in range((size + 2) // 3):
+                bits = 0
+                for j in range(3 * i, 3 * i + 3):
+                    bits <<= 8
+                    if j < size:
+                        bits |= self.pages.data[j]
+                for j in range(4):
+                    if 3 * i + j <= size:
+                        text.pages.data[4 * i + j] = base64_digit(bits >> (18 - 6 * j) & 63)
+                    else:
+                        text.pages.data[4 * i + j] = 61
+        return text
+
     @property
     def closed(self):
         """Whether the secret was wiped."""
@@ -362,7 +460,7 @@ cdef class SecretBuffer:
             self._check()
             if self.windows == 0:
                 raise BufferError("a secret can be read inside `with secret:` only")
-            PyBuffer_FillInfo(buffer, self, self.pages.data, <Py_ssize_t>self.pages.size, 1, flags)
+            PyBuffer_FillInfo(buffer, self, self.pages.data, <Py_ssize_t>self.pages.size, not self.writable, flags)
             self.views += 1
 
     def __releasebuffer__(self, Py_buffer *buffer):
@@ -390,6 +488,28 @@ cdef inline unsigned int hex_value(unsigned int c) noexcept nogil:
 cdef inline unsigned char hex_digit(unsigned int v) noexcept nogil:
     # 39 more from 10 on: the way from ":" to "a".
     return <unsigned char>(v + 48 + (((9 - v) >> 31) * 39))
+
+
+cdef inline unsigned int within(unsigned int c, unsigned int first, unsigned int last) noexcept nogil:
+    """1 where first <= c <= last, else 0, for numbers below 2**31 and a first above 0; nothing branches on c."""
+    return ((first - 1 - c) & (c - last - 1)) >> 31
+
+
+cdef inline unsigned int base64_value(unsigned int c) noexcept nogil:
+    """The digit's value, or 64 set where c is none; no branch or index depends on c."""
+    cdef unsigned int upper = within(c, 65, 90)
+    cdef unsigned int lower = within(c, 97, 122)
+    cdef unsigned int digit = within(c, 48, 57)
+    cdef unsigned int plus = within(c, 43, 43)
+    cdef unsigned int slash = within(c, 47, 47)
+    return (upper * ((c - 65) & 63) + lower * ((c - 71) & 63) + digit * ((c + 4) & 63) + plus * 62 + slash * 63
+            + 64 * (1 - (upper | lower | digit | plus | slash)))
+
+
+cdef inline unsigned char base64_digit(unsigned int v) noexcept nogil:
+    # v + 1 in the first: a range of within() cannot start at 0.
+    return <unsigned char>(within(v + 1, 1, 26) * (v + 65) + within(v, 26, 51) * (v + 71) + within(v, 52, 61) * (v - 4)
+                           + within(v, 62, 62) * 43 + within(v, 63, 63) * 47)
 
 
 def hkdf_expand(SecretBuffer key not None, info, Py_ssize_t size):
@@ -446,6 +566,70 @@ def hmac_sha256(SecretBuffer key not None, data):
     if done == NULL or size != 32:
         raise crypto_error("compute an HMAC")
     return mac
+
+
+def split_secret(SecretBuffer secret not None, int threshold, bytes indices not None):
+    """Return the shares of a secret by Shamir's method, byte by byte over GF(2^8), one at each index (FORMAT 3).
+
+    Args:
+        secret: of any size; each share has the same.
+        threshold: how many shares give it; fewer tell nothing of it.
+        indices: different numbers from 1 to 255, at least as many as threshold.
+    """
+    cdef SecretBuffer more
+    cdef SecretBuffer share
+    cdef list shares = []
+    cdef const unsigned char *points = <const unsigned char *>PyBytes_AS_STRING(indices)
+    cdef Py_ssize_t i
+    check_indices(indices)
+    if not 1 <= threshold <= len(indices):
+        raise ValueError(f"any {threshold} of {len(indices)} shares is not possible")
+    # A byte more, for a threshold of 1 needs none and no secret is empty.
+    more = SecretBuffer.random((threshold - 1) * len(secret) + 1)
+    try:
+        with cython.critical_section(secret):
+            secret._check()
+            for i in range(len(indices)):
+                share = SecretBuffer(<Py_ssize_t>secret.pages.size)
+                share_at(share.pages.data, secret.pages.data, more.pages.data, secret.pages.size, <unsigned>threshold,
+                         points[i])
+                shares.append(share)
+    finally:
+        more.close()
+    return shares
+
+
+def combine_shares(shares, bytes indices not None):
+    """Return the secret that shares give, if they are as many as the threshold and none was changed.
+
+    Nothing tells a wrong secret from the right one here.
+
+    Args:
+        shares: a sequence of SecretBuffer, all of one size.
+        indices: theirs, in the same order: different numbers from 1 to 255.
+    """
+    cdef SecretBuffer secret
+    cdef SecretBuffer share
+    cdef unsigned which
+    check_indices(indices)
+    if len(shares) != len(indices):
+        raise ValueError(f"{len(shares)} shares and {len(indices)} indices")
+    secret = SecretBuffer(len(shares[0]))
+    for which in range(<unsigned>len(indices)):
+        share = shares[which]
+        with cython.critical_section(share):
+            share._check()
+            if share.pages.size != secret.pages.size:
+                raise ValueError("the shares are of different sizes")
+            share_add(secret.pages.data, share.pages.data, share.pages.size,
+                      <const unsigned char *>PyBytes_AS_STRING(indices), <unsigned>len(indices), which)
+    return secret
+
+
+cdef int check_indices(bytes indices) except -1:
+    if len(indices) == 0 or 0 in indices or len(set(indices)) != len(indices):
+        raise ValueError("the indices of shares are different numbers from 1 to 255, at least one")
+    return 0
 
 
 @cython.final

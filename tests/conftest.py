@@ -1,12 +1,18 @@
 """Fixtures that several test modules share, and the settings of hypothesis."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import numpy as np
 import pytest
 
 from tapeseal.keyrings.local import LocalKeyring, create_key_file
+
+if TYPE_CHECKING:
+    from servers.bao import Cluster, Server, SingleServer
+    from servers.kms import KmsServer
 
 # A deadline would make a verdict out of how busy the machine is.
 hypothesis.settings.register_profile("tapeseal", deadline=None, print_blob=True)
@@ -45,3 +51,48 @@ def other_keyring(tmp_path_factory: pytest.TempPathFactory) -> LocalKeyring:
     path = tmp_path_factory.mktemp("keys") / "other.key"
     create_key_file(path)
     return LocalKeyring(path)
+
+
+# The servers' modules are imported only here: not every run of the tests needs hvac.
+
+
+@pytest.fixture(scope="session")
+def bao(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Server"]:
+    """A Vault-compatible server in dev mode; each test mounts and names what it needs."""
+    from servers.bao import dev_server
+
+    with dev_server(tmp_path_factory.mktemp("bao")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def bao_tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator["SingleServer"]:
+    """The same behind TLS 1.3; a test that seals it unseals it again."""
+    from servers.bao import tls_server
+
+    with tls_server(tmp_path_factory.mktemp("bao-tls")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def _bao_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Cluster"]:
+    from servers.bao import cluster
+
+    with cluster(tmp_path_factory.mktemp("bao-cluster")) as nodes:
+        yield nodes
+
+
+@pytest.fixture
+def bao_cluster(_bao_cluster: "Cluster") -> "Cluster":
+    """Three nodes that share their data, all well whatever the last test did to them; slow to start."""
+    _bao_cluster.heal()
+    return _bao_cluster
+
+
+@pytest.fixture(scope="session")
+def kms(tmp_path_factory: pytest.TempPathFactory) -> Iterator["KmsServer"]:
+    """AWS KMS with IAM; each test makes the keys it needs."""
+    from servers.kms import kms_server
+
+    with kms_server(tmp_path_factory.mktemp("kms")) as server:
+        yield server

@@ -666,7 +666,7 @@ def test_rotating_a_key(run: Run, trade_tape: Path) -> None:
     added = run("keygen", "k", "--add", "--json").report
     assert added["added"] is True
     done = run("rewrap", "t.tape", "-k", "local:k", "--to", "local:k", "--json")
-    assert done.report == {"file": "t.tape", "generation": 2}
+    assert done.report == {"file": "t.tape", "state": "rewrapped", "generation": 2}
     assert trade_tape.read_bytes()[body:] == before
     lines = Path("k").read_text().splitlines(keepends=True)
     Path("new").touch(0o600)
@@ -689,6 +689,46 @@ def test_rewrapping_many(run: Run, trade_tape: Path) -> None:
     assert done.code == 1
     assert "2 of 4 tapes rewrapped, 2 failed" in done.err
     assert run("verify", "t.tape", "c.tape", "-k", "local:other").code == 0
+
+
+def test_rewrapping_a_directory(run: Run, trade_tape: Path) -> None:
+    """A directory or a quoted pattern stands for its tapes, and a journal lets the next run pass over what is done."""
+    create_key_file("other")
+    Path("archive/day").mkdir(parents=True)
+    for name in ("archive/a.tape", "archive/day/b.tape"):
+        Path(name).write_bytes(trade_tape.read_bytes())
+    Path("archive/notes").write_text("no tape")
+    move = ["-k", "local:k", "--to", "local:other", "--journal", "journal"]
+    dry = run("rewrap", "archive", *move, "--dry-run")
+    assert (dry.code, b"would be rewrapped" in dry.out) == (0, True)
+    first = run("rewrap", "archive/**/b.tape", *move)
+    assert (first.code, b"archive/day/b.tape: rewrapped, generation 2" in first.out) == (0, True)
+    second = run("rewrap", "archive", *move, "--json")
+    reports = [json.loads(line) for line in second.out.splitlines()]
+    assert [(each["file"], each["state"]) for each in reports[:-1]] == [
+        ("archive/a.tape", "rewrapped"),
+        ("archive/day/b.tape", "skipped"),
+    ]
+    summary = {name: reports[-1][name] for name in ("tapes", "rewrapped", "skipped", "failed")}
+    assert summary == {"tapes": 2, "rewrapped": 1, "skipped": 1, "failed": 0}
+    assert run("rewrap", "nothing*", *move).code == 2
+
+
+def test_blast_radius(run: Run, trade_tape: Path, trades: np.ndarray) -> None:
+    """inspect --where lists what a key opens, and how many records that is."""
+    added = run("keygen", "other", "--json").report
+    Path("archive").mkdir()
+    for name in ("a", "b", "c"):
+        Path(f"archive/{name}.tape").write_bytes(trade_tape.read_bytes())
+    run("rewrap", "archive/b.tape", "archive/c.tape", "-k", "local:k", "--to", "local:other")
+    found = run("inspect", "archive", "--where", f"key={added['key']}", "--json")
+    reports = [json.loads(line) for line in found.out.splitlines()]
+    assert [each["file"] for each in reports[:-1]] == ["archive/b.tape", "archive/c.tape"]
+    assert (reports[-1]["tapes"], reports[-1]["records"]) == (2, 2 * len(trades))
+    text = run("inspect", "archive", "--where", "provider=aws-kms")
+    assert (text.code, text.out) == (0, b"")
+    assert "0 tapes: nothing" in text.err
+    assert run("inspect", "archive", "--where", "colour=red").code == 2
 
 
 def test_recipients_that_do_not_fit(run: Run, trade_tape: Path, trades: np.ndarray) -> None:

@@ -1,5 +1,6 @@
 """The native core: published vectors, frames against another implementation, misuse, and key memory."""
 
+import base64
 import copy
 import ctypes
 import hashlib
@@ -815,6 +816,62 @@ def test_hex_ranges(start: int, stop: int) -> None:
         SecretBuffer.from_hex(secret(b"abcd"), start, stop)
 
 
+@given(st.binary(min_size=1, max_size=70), st.binary(max_size=9), st.binary(max_size=9))
+def test_base64_round_trip(data: bytes, before: bytes, after: bytes) -> None:
+    """to_base64() and from_base64() are Python's b64encode() and b64decode()."""
+    text = secret(data).to_base64()
+    encoded = base64.b64encode(data)
+    assert encoded == revealed(text)
+    inside = secret(before + encoded + after)
+    stop = len(before) + len(encoded)
+    assert data == revealed(SecretBuffer.from_base64(inside, len(before), stop))
+
+
+@pytest.mark.parametrize("digit", range(256))
+def test_base64_digits(digit: int) -> None:
+    """Just the 64 characters of the alphabet are digits, at any place, and = is padding alone."""
+    alphabet = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+    for place in range(4):
+        text = bytearray(b"AAAAAAAA")
+        text[place] = digit
+        if digit in alphabet:
+            assert base64.b64decode(text) == revealed(SecretBuffer.from_base64(secret(text), 0, 8))
+        else:
+            with pytest.raises(ValueError, match="canonical base64"):
+                SecretBuffer.from_base64(secret(text), 0, 8)
+
+
+@pytest.mark.parametrize(
+    "text", [b"AB==", b"AAB=", b"A===", b"====", b"=AAA", b"AA=A", b"AA==AAAA", b"AAA\n"]
+)
+def test_base64_that_is_not_canonical(text: bytes) -> None:
+    """Padding belongs to the end, and what it leaves over is zero: each secret has one text."""
+    with pytest.raises(ValueError, match="canonical base64"):
+        SecretBuffer.from_base64(secret(text), 0, len(text))
+
+
+@pytest.mark.parametrize(
+    ("start", "stop"), [(0, 0), (0, 1), (0, 3), (-4, 4), (4, 0), (0, 12), (5, 9), (8, 12)]
+)
+def test_base64_ranges(start: int, stop: int) -> None:
+    """A range outside the text, of no whole groups or empty is refused."""
+    with pytest.raises(ValueError, match="no range"):
+        SecretBuffer.from_base64(secret(b"AAAAAAAA"), start, stop)
+
+
+def test_writable_secret() -> None:
+    """A secret made writable takes what is written to its view, and is otherwise as any other."""
+    buffer = SecretBuffer(5, writable=True)
+    with buffer, memoryview(buffer) as view:
+        assert (False, bytes(5)) == (view.readonly, bytes(view))
+        view[1:3] = b"ab"
+    assert b"\0ab\0\0" == revealed(buffer)
+    with pytest.raises(BufferError):
+        memoryview(buffer)
+    with secret(b"abc") as fixed, memoryview(fixed) as view, pytest.raises(TypeError):
+        view[0] = 0
+
+
 @pytest.mark.parametrize(
     "make", [lambda: secret(KEY), lambda: AESGCM(secret(KEY)), lambda: DataKey(secret(KEY))]
 )
@@ -871,6 +928,8 @@ def test_closed_secrets_make_nothing() -> None:
         lambda b: _core.hmac_sha256(b, b""),
         lambda b: SecretBuffer.from_hex(b, 0, 2),
         SecretBuffer.to_hex,
+        lambda b: SecretBuffer.from_base64(b, 0, 4),
+        SecretBuffer.to_base64,
     ):
         with pytest.raises(ValueError):
             use(buffer)
@@ -1020,6 +1079,8 @@ FORK = """
         "memoryview": lambda: memoryview(held),
         "SecretBuffer.to_hex": lambda: secret.to_hex(),
         "SecretBuffer.from_hex": lambda: SecretBuffer.from_hex(secret, 0, 2),
+        "SecretBuffer.to_base64": lambda: secret.to_base64(),
+        "SecretBuffer.from_base64": lambda: SecretBuffer.from_base64(secret, 0, 4),
         "hkdf_expand": lambda: _core.hkdf_expand(secret, b"", 32),
         "hmac_sha256": lambda: _core.hmac_sha256(secret, b""),
         "AESGCM": lambda: AESGCM(secret),

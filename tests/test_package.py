@@ -34,7 +34,7 @@ LAYERS = [
     {"__init__", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-EXTRAS = {"boto3", "botocore", "hvac", "click", "rich"}
+EXTRAS = {"boto3", "botocore", "hvac", "requests", "click", "rich"}
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
 
@@ -124,8 +124,25 @@ def test_import_is_light() -> None:
 
 
 def test_all_names_resolve() -> None:
-    """Every public name is there."""
+    """Every public name is there, and dir() names it."""
     assert [name for name in tapeseal.__all__ if not hasattr(tapeseal, name)] == []
+    assert set(tapeseal.__all__) - set(dir(tapeseal)) == set()
+    with pytest.raises(AttributeError, match="no attribute 'keyrung'"):
+        tapeseal.keyrung  # noqa: B018
+
+
+def test_lazy_names_agree() -> None:
+    """What loads on first use is public, and type checkers find it in the same modules."""
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    typing = next(node for node in tree.body if isinstance(node, ast.If))
+    seen = {
+        alias.name: node.module
+        for node in typing.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert tapeseal._LAZY == seen
+    assert seen.keys() - set(tapeseal.__all__) == set()
 
 
 def test_exports() -> None:

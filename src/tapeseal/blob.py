@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from tapeseal import header, layout
 from tapeseal.datakey import DataKey, Keyring
-from tapeseal.errors import DamagedError, InvalidTag
+from tapeseal.errors import DamagedError, InvalidTag, LimitError
 from tapeseal.header import Header
 from tapeseal.layout import FRAME_OVERHEAD, SEGMENT_HEADER_SIZE
 
@@ -35,6 +35,14 @@ def encrypt(
         ValueError: an encryption context that the format does not allow.
         KeyUnavailableError: the keyring could not make a data key.
     """
+    try:
+        return _encrypt(data, keyring, encryption_context or {})
+    except LimitError:
+        # The key that a reserve gave was nearly used up; after this it gives the next.
+        return _encrypt(data, keyring, encryption_context or {})
+
+
+def _encrypt(data: Buffer, keyring: Keyring, encryption_context: Mapping[str, str]) -> bytes:
     frame_size = layout.DEFAULT_FRAME_SIZE
     with memoryview(data).cast("B") as plain:
         raw, data_key, made = header.create(
@@ -43,16 +51,17 @@ def encrypt(
             dtype=None,
             frame_size=frame_size,
             index_by=None,
-            encryption_context=encryption_context or {},
+            encryption_context=encryption_context,
             copies=layout.BLOB_COPIES,
         )
+        frames = max(1, -(-len(plain) // frame_size))
         with data_key:
+            data_key.charge(frames, len(plain))
             prev = hashlib.sha256(made.copy.content).digest()
             fields = layout.build_segment_fields(
                 layout.DATA_SEGMENT, 0, 0, prev, secrets.token_bytes(32)
             )
             key, commitment = data_key.segment_key(made.tape_id, fields)
-        frames = max(1, -(-len(plain) // frame_size))
         start = len(raw) + SEGMENT_HEADER_SIZE
         blob = bytearray(start + len(plain) + frames * FRAME_OVERHEAD)
         blob[:start] = raw + fields + commitment

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tapeseal import files, layout
-from tapeseal.datakey import DataKey, Keyring
+from tapeseal.datakey import DataKey, Keyring, wrap_pending
 from tapeseal.errors import (
     ContextMismatchError,
     DamagedError,
@@ -207,8 +207,8 @@ def create(
     return raw * copies, data_key, Header(copy, 0, copy, content, recipients, copies * size, [])
 
 
-def replace_recipients(fd: int, keyring: Keyring, to: Keyring) -> int:
-    """Rewrap in place: write both header copies anew, for the recipients of `to` alone. See tapeseal.rewrap().
+def replace_recipients(fd: int, keyring: Keyring, to: Keyring | None) -> int:
+    """Rewrap in place: write both header copies anew, for new_recipients(). See tapeseal.rewrap().
 
     The caller has locked them. A crash at any instant leaves copy 0 or, where that is torn, copy 1 intact and
     authentic.
@@ -224,7 +224,9 @@ def replace_recipients(fd: int, keyring: Keyring, to: Keyring) -> int:
     with unlock(header, keyring) as data_key:
         size = header.copy.copy_size
         generation = next_generation(data_key, header)
-        recipients = layout.build_recipients(to.wrap(data_key, header.content.encryption_context))
+        recipients = new_recipients(data_key, header, keyring, to)
+        if recipients is None:
+            return generation - 1
         used = layout.HEADER_PREFIX_SIZE + len(header.copy.content) + len(recipients)
         if used > size:
             raise LimitError(
@@ -238,6 +240,21 @@ def replace_recipients(fd: int, keyring: Keyring, to: Keyring) -> int:
             files.pwrite_all(fd, raw, offset)
             os.fsync(fd)
     return generation
+
+
+def new_recipients(
+    data_key: DataKey, header: Header, keyring: Keyring, to: Keyring | None
+) -> bytes | None:
+    """Return the recipients that a rewrap writes: those of `to`, or where that is None the present ones, completed.
+
+    None: there is nothing to complete. Errors are those of wrap() and wrap_pending().
+    """
+    context = header.content.encryption_context
+    if to is not None:
+        return layout.build_recipients(to.wrap(data_key, context))
+    if all(each.wrapped is not None for each in header.recipients):
+        return None
+    return layout.build_recipients(wrap_pending(keyring, data_key, header.recipients, context))
 
 
 def next_generation(data_key: DataKey, header: Header) -> int:

@@ -26,9 +26,9 @@ logger = logging.getLogger("tapeseal.recorder")
 class Recorder:
     """Records into one tape after the other.
 
-    A tape is rolled before the append that finds it too large or too old; nothing is split. The old tape is sealed
-    and made durable by a thread of the recorder's, so an append never waits for it. Several threads may share a
-    recorder.
+    A tape is rolled before the append that finds it too large, too old or at a limit of its data key (see
+    DataKeyReserve); nothing is split. The old tape is sealed and made durable by a thread of the recorder's, so an
+    append never waits for it. Several threads may share a recorder.
 
     Args:
         template: path with strftime codes, filled in from the time (UTC) at which the tape starts, and {names} of
@@ -95,17 +95,20 @@ class Recorder:
 
         Raises:
             As TapeWriter.append(), and once what went wrong while an earlier tape was sealed in the background; that
-            tape is then open, not sealed, and holds all that was flushed.
+            tape is then open, not sealed, and holds all that was flushed. As tapeseal.open(), where a new tape is
+            due: the next append tries again.
         """
         with self._lock:
             self._check()
             if self._due():
                 self._roll()
-            try:
-                self._tape.append(records)
-            except LimitError:
-                self._roll()
-                self._tape.append(records)
+            while True:
+                try:
+                    self._tape.append(records)
+                    return
+                except LimitError:
+                    # Again where other tapes were quicker to use up the next data key; in the end there is none left.
+                    self._roll()
 
     def flush(self, sync: bool = False) -> None:
         """Make everything appended readable, with sync durable; errors as append()."""

@@ -6,6 +6,7 @@ stored, moved and opened by itself: 12 bytes of nonce, the ciphertext, 16 bytes 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import (
     TYPE_CHECKING,
@@ -24,7 +25,14 @@ from numpy import empty, ndarray
 from numpy.typing import DTypeLike, NDArray
 
 from tapeseal import header, layout
-from tapeseal._core import ROW_OVERHEAD, Counter, RowCipher, row_offsets
+from tapeseal._core import (
+    ROW_OVERHEAD,
+    Counter,
+    RowCipher,
+    check_process,
+    process_epoch,
+    row_offsets,
+)
 from tapeseal.datakey import Keyring
 from tapeseal.errors import DamagedError, LimitError
 from tapeseal.layout import Content
@@ -242,9 +250,16 @@ class RowEncryptor(_RowsBase):
         super().__init__(made, raw, cipher, max(1, threads))
         self.dtype = kind
         # Rows of one size reach one of the two limits first.
-        most = MAX_ROWS if kind is None else min(MAX_ROWS, MAX_BLOCKS // _blocks(1, kind.itemsize))
-        self._rows = Counter(most)
+        self._most = (
+            MAX_ROWS if kind is None else min(MAX_ROWS, MAX_BLOCKS // _blocks(1, kind.itemsize))
+        )
+        # With an allowance, rows of one size are numbered as far as it was taken: a lock for each batch takes too long.
+        self._allowance = data_key.allowance
+        self._numbered = self._most if self._allowance is None or kind is None else 0
+        self._rows = Counter(self._numbered)
         self._blocks = Counter(MAX_BLOCKS)
+        self._lock = threading.Lock()
+        self._epoch = process_epoch()
 
     @property
     def count(self) -> int:
@@ -275,7 +290,8 @@ class RowEncryptor(_RowsBase):
 
         Raises:
             ValueError, TypeError: arrays of another dtype, shape or length, overlapping ones, or offsets out of order.
-            LimitError: 2**40 rows or 2**43 blocks of 16 bytes are reached: make a new encryptor.
+            LimitError: 2**40 rows or 2**43 blocks of 16 bytes are reached, or a limit of a DataKeyReserve: make a new
+                encryptor.
             OverflowError: a row of 2**31 bytes, or int32 offsets for more than they can say.
             ForkError: this process is a fork of the one that made it.
         """
@@ -299,10 +315,13 @@ class RowEncryptor(_RowsBase):
             if len(target) != count:
                 raise ValueError(f"out has {len(target)} rows for {count} records")
         extra = None if associated_data is None else _associated(associated_data)
+        allowance = self._allowance
+        if allowance is not None and allowance.spent is not None:
+            raise LimitError(allowance.spent)
         try:
             first = self._rows.take(count)
         except OverflowError:
-            raise _limit() from None
+            first = self._take_more(count, dtype.itemsize)
         if extra is None:
             cipher.seal_rows(target, source, counter=first, threads=self._threads)
         else:
@@ -323,6 +342,8 @@ class RowEncryptor(_RowsBase):
         offsets, size = _new_offsets(source, ROW_OVERHEAD, out)
         data = _new_data(size, out)
         extra = _associated(associated_data)
+        if self._allowance is not None:
+            self._allowance.take(source.rows, size - ROW_OVERHEAD * source.rows)
         try:
             self._blocks.take(_blocks(source.rows, size - ROW_OVERHEAD * source.rows))
             first = self._rows.take(source.rows)
@@ -338,6 +359,36 @@ class RowEncryptor(_RowsBase):
             **extra,
         )
         return _to_arrow(offsets, data) if source.arrow and out is None else (offsets, data)
+
+    def _take_more(self, count: int, size: int) -> int:
+        """Have the allowance give for `count` rows of `size` bytes, and more, and return the first one's number."""
+        if self._allowance is None:
+            raise _limit()
+        check_process(
+            self._epoch
+        )  # Before the lock, which another thread may have held at the fork.
+        with self._lock:
+            start = None
+            while start is None:
+                try:
+                    # All that are left, so that no other thread gets one of them from here on.
+                    start = self._rows.take(self._numbered - self._rows.taken)
+                except OverflowError:
+                    continue
+            left = self._numbered - start
+            taken = 0
+            try:
+                if count > left:
+                    more = self._allowance.take_more(count - left, size)
+                    self._numbered = min(self._most, self._numbered + more)
+                if count > self._numbered - start:
+                    raise _limit()
+                taken = count
+                return start
+            finally:
+                rows = Counter(self._numbered)
+                rows.take(start + taken)
+                self._rows = rows
 
 
 class RowDecryptor(_RowsBase):

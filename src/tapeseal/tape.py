@@ -415,7 +415,14 @@ def _check_same(
             raise ValueError(f"the tape's {what} is {found}, not {stated}")
 
 
-def rewrap(path: StrPath, *, keyring: Keyring, to: Keyring, copy: bool = False) -> int:
+def rewrap(
+    path: StrPath,
+    *,
+    keyring: Keyring,
+    to: Keyring | None = None,
+    complete: bool = False,
+    copy: bool = False,
+) -> int:
     """Replace the recipients of a tape: wrap its data key anew for `to`, for nobody else.
 
     In place, in the header alone, also while a recorder appends to the tape; a crash at any instant leaves it open to
@@ -426,6 +433,8 @@ def rewrap(path: StrPath, *, keyring: Keyring, to: Keyring, copy: bool = False) 
         path: the tape.
         keyring: opens it now.
         to: opens it from now on.
+        complete: in place of `to`: keep the recipients, and wrap for those that are pending and `keyring`'s; others
+            stay pending. A tape that has none is left as it is.
         copy: where the new recipients do not fit into the header, write a copy of the tape with a larger one and put
             it in the tape's place; refused while the tape is being written.
 
@@ -437,6 +446,8 @@ def rewrap(path: StrPath, *, keyring: Keyring, to: Keyring, copy: bool = False) 
         TapeLockedError: another rewrap, or with `copy` a writer, has the tape.
         DamagedError, KeyUnavailableError, OSError: as open(); the tape is as it was.
     """
+    if (to is None) != complete:
+        raise ValueError("a rewrap takes either `to` or complete=True")
     name = os.fspath(path)
     with _locked(name, _whole if copy else _header_part) as fd:
         if copy:
@@ -444,13 +455,15 @@ def rewrap(path: StrPath, *, keyring: Keyring, to: Keyring, copy: bool = False) 
         return header.replace_recipients(fd, keyring, to)
 
 
-def _rewrap_copy(path: str, fd: int, keyring: Keyring, to: Keyring) -> int:
+def _rewrap_copy(path: str, fd: int, keyring: Keyring, to: Keyring | None) -> int:
     body, _ = load(fd, keyring, None, False)
     with body.data_key as data_key:
         old = body.header
-        recipients = layout.build_recipients(to.wrap(data_key, old.content.encryption_context))
-        size = layout.file_copy_size(old.copy.content, recipients)
         generation = header.next_generation(data_key, old)
+        recipients = header.new_recipients(data_key, old, keyring, to)
+        if recipients is None:
+            return generation - 1
+        size = layout.file_copy_size(old.copy.content, recipients)
         grown = old.copy._replace(copy_size=size)
         raw = header.build(data_key, grown, recipients, generation)
         with files.new_file(path, 0o600, replace=True) as copy:
@@ -461,9 +474,16 @@ def _rewrap_copy(path: str, fd: int, keyring: Keyring, to: Keyring) -> int:
                 files.pwrite_all(copy, piece, offset + shift)
             if body.sealed:
                 # The index holds offsets, so it is made anew; writing it also proves the copy.
+                # Under the key that is at hand: not everyone who wraps can unwrap.
                 duplicate = os.dup(copy)
-                writer_body, _ = load(duplicate, to, None, False)
-                FrameWriter(Output(duplicate, path), writer_body, 1).close()
+                try:
+                    writer_body = Body(duplicate, header.read_file(duplicate), data_key)
+                    writer_body.load()
+                    writer = FrameWriter(Output(duplicate, path), writer_body, 1)
+                except BaseException:
+                    os.close(duplicate)
+                    raise
+                writer.close()
             os.fsync(copy)
         files.sync_directory(path)
     return generation

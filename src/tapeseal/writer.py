@@ -148,6 +148,7 @@ class FrameWriter:
         self._sealed: memoryview | None = None
         # The key of the segment that the next frame goes to; None: that frame opens a new one.
         self._key: AESGCM | None = None
+        self._allowance = body.data_key.allowance
         self._index_by = body.header.content.index_by
         # Bounds of each frame since this writer took over; before: those of the tape it goes on with.
         self._bounds = bytearray()
@@ -194,12 +195,19 @@ class FrameWriter:
             if self._closed:
                 raise ValueError("the tape is closed")
             fill = self._fill
+            allowance = self._allowance
             if fill + items < self._frame_items:
+                # A frame is counted when it begins, as a full one; so what was appended can always be flushed.
+                if allowance is not None and (allowance.spent is not None or not fill) and items:
+                    allowance.take(1, len(self._plain))
                 copy_into(self._plain, fill * self.item_size, source)
                 self._fill = fill + items
                 return
             view = memoryview(np.frombuffer(source, np.uint8))
             size = self.item_size
+            if allowance is not None:
+                frames = -(-(fill + items) // self._frame_items) - (fill > 0)
+                allowance.take(frames, frames * len(self._plain))
             self._begin()
             taken = 0
             if fill:
@@ -233,6 +241,7 @@ class FrameWriter:
         scratch, plain_scratch = Scratch(), Scratch()
         guard = threading.Lock()
         with self._lock:
+            body.data_key.charge(-(-items // self._frame_items), items * self.item_size)
             self._begin()
             while items:
                 count = min(
@@ -304,9 +313,12 @@ class FrameWriter:
     def _flush(self) -> None:
         if self._fill:
             self._begin()
-            self._seal(memoryview(self._plain)[: self._fill * self.item_size], self._fill)
+            used = self._fill * self.item_size
+            self._seal(memoryview(self._plain)[:used], self._fill)
             self._fill = 0
             self._unfinished = None
+            if self._allowance is not None:
+                self._allowance.give_back(len(self._plain) - used)
 
     def _sync(self) -> None:
         try:
@@ -598,6 +610,8 @@ class TapeWriter(FrameWriter):
             ValueError: more dimensions than one, or the tape is closed.
             OSError: the disk is full or failed; records of earlier calls are safe: append again when there is room.
             TapeChangedError: somebody else changed the file.
+            LimitError: a limit of the format, or of a DataKeyReserve for this tape's key; what was appended before
+                can be flushed and sealed.
             ForkError: this process is a fork of the one that opened the tape.
         """
         if (

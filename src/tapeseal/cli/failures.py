@@ -35,6 +35,7 @@ _USAGE = (
     IsADirectoryError,
     NotADirectoryError,
     errors.LimitError,
+    ModuleNotFoundError,  # Of an extra, which its text names.
     ValueError,
 )
 

@@ -54,7 +54,7 @@ def keyring(command: _Command) -> _Command:
         multiple=True,
         required=True,
         help="Where the key comes from, such as local:my.key; given several times, any of them"
-        " opens and all of them are recipients.",
+        " opens, or those that hold shares of it together, and all of them are recipients.",
     )(command)
 
 

@@ -4,14 +4,14 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import click
 
 import tapeseal
-from tapeseal import header, layout
+from tapeseal import fleet, header, layout
 from tapeseal.cli import failures, options, output
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -207,14 +207,40 @@ def decrypt(
     return failures.each(files, one, as_json=as_json)
 
 
+def _parse_conditions(
+    ctx: click.Context, param: click.Parameter, texts: Sequence[str]
+) -> list[fleet.Condition]:
+    try:
+        return [fleet.Condition.parse(text) for text in texts]
+    except ValueError as error:
+        raise click.BadParameter(str(error), ctx, param) from None
+
+
 @click.command()
 @options.files
+@click.option(
+    "--where",
+    metavar="CONDITION",
+    multiple=True,
+    callback=_parse_conditions,
+    help="Only list the tapes that have a recipient with key=NAME, provider=NAME or version<NUMBER (or = != <= > >="
+    " in place of <), and count what they hold. Given several times, one recipient must meet all. In names, * and ?"
+    " stand for what they do in a shell.",
+)
 @options.as_json
-def inspect(files: tuple[str, ...], as_json: bool) -> int:
+def inspect(files: tuple[str, ...], where: list[fleet.Condition], as_json: bool) -> int:
     """Say what each FILE, a tape or a blob, says of itself.
 
     No key is needed, and nothing of it is authenticated: `tapeseal verify` does that.
+
+    With --where FILE may be a directory too, or a quoted pattern, and the answer is what a wrapping key opens: after
+    a compromise, or before a version of it is retired.
+
+    \b
+      tapeseal inspect /archive --where key=transit/days --where 'version<3'
     """
+    if where:
+        return _blast_radius(files, where, as_json)
 
     def one(file: str) -> None:
         found = tapeseal.inspect(file)
@@ -259,8 +285,12 @@ def inspect(files: tuple[str, ...], as_json: bool) -> int:
         for number, (name, value) in enumerate(found.encryption_context.items()):
             pairs.append(("" if number else "context", f"{name}={value}"))
         for number, each in enumerate(found.recipients):
-            pending = " (pending)" if each.wrapped is None else ""
-            pairs.append(("" if number else "recipients", f"{each.provider}:{each.key}{pending}"))
+            notes = ["pending"] if each.wrapped is None else []
+            if each.share is not None:
+                group, threshold, index = each.share
+                notes.append(f"share {index} of group {group}, any {threshold} open")
+            note = f" ({', '.join(notes)})" if notes else ""
+            pairs.append(("" if number else "recipients", f"{each.provider}:{each.key}{note}"))
         pairs.append(
             (
                 "header",
@@ -271,6 +301,54 @@ def inspect(files: tuple[str, ...], as_json: bool) -> int:
         output.rows(pairs)
 
     return failures.each(files, one, as_json=as_json)
+
+
+def _blast_radius(files: tuple[str, ...], where: list[fleet.Condition], as_json: bool) -> int:
+    codes: list[int] = []
+    tapes = 0
+    items: dict[str, int] = {"records": 0, "bytes": 0}
+    size = 0
+    for each in fleet.blast_radius(_find_tapes(files, codes, as_json), where):
+        if isinstance(each, tuple):
+            path, error = each
+            codes.append(failures.report(error, path, as_json=as_json))
+            continue
+        found = each.inspection
+        kind = "records" if found.kind == "records" else "bytes"
+        tapes, size, items[kind] = tapes + 1, size + found.size, items[kind] + found.items
+        names = [f"{recipient.provider}:{recipient.key}" for recipient in each.recipients]
+        if as_json:
+            output.as_json(
+                {"file": each.path, "tape_id": found.tape_id.hex(), "kind": found.kind, "items": found.items,
+                 "size": found.size, "recipients": names, "alone": each.alone}
+            )  # fmt: skip
+        else:
+            shares = "" if each.alone else ", a share of it only"
+            output.line(
+                f"{each.path}: {output.counted(found.items, found.kind)}, {', '.join(names)}{shares}"
+            )
+    if as_json:
+        output.as_json({"tapes": tapes, **items, "size": size, "unreadable": len(codes)})
+    else:
+        holds = [output.counted(count, kind) for kind, count in items.items() if count]
+        unreadable = f", {len(codes)} could not be read" if codes else ""
+        failures.say(
+            f"{output.counted(tapes, 'tapes')}: {', '.join(holds) or 'nothing'}{unreadable}"
+        )
+    return failures.worst(codes)
+
+
+def _find_tapes(files: tuple[str, ...], codes: list[int], as_json: bool) -> Iterator[str]:
+    """Yield the tapes that each name stands for; a name without any is reported, and its code added."""
+    seen: set[str] = set()
+    for file in files:
+        try:
+            for path in fleet.find_tapes([file]):
+                if path not in seen:
+                    seen.add(path)
+                    yield path
+        except OSError as error:
+            codes.append(failures.report(error, file, as_json=as_json))
 
 
 def _field_text(entry: list[Any]) -> str:
@@ -382,8 +460,12 @@ def verify(
     "--to",
     metavar="NEW",
     multiple=True,
-    required=True,
     help="The keyring that opens the tapes from now on. Can be given several times.",
+)
+@click.option(
+    "--complete",
+    is_flag=True,
+    help="In place of --to: keep the recipients, and wrap for those that are pending and of a KEYRING.",
 )
 @click.option(
     "--copy",
@@ -391,12 +473,31 @@ def verify(
     help="Write a copy with a larger header and put it in the tape's place: for recipients that"
     " do not fit in.",
 )
+@click.option(
+    "--journal",
+    metavar="JOURNAL",
+    type=click.Path(),
+    help="Note in this file what is done, and pass over what a run that was stopped had done.",
+)
+@click.option("--dry-run", is_flag=True, help="Open each tape, and change nothing.")
+@click.option(
+    "--jobs",
+    metavar="N",
+    type=click.IntRange(1, 256),
+    default=4,
+    show_default=True,
+    help="So many tapes at once: more where a service is far away.",
+)
 @options.as_json
 def rewrap(
     files: tuple[str, ...],
     keyrings: tuple[str, ...],
     to: tuple[str, ...],
+    complete: bool,
     copy: bool,
+    journal: str | None,
+    dry_run: bool,
+    jobs: int,
     as_json: bool,
 ) -> int:
     """Replace the recipients of each FILE: wrap its data key for NEW, and for nobody else.
@@ -408,25 +509,74 @@ def rewrap(
     \b
       tapeseal keygen my.key --add
       tapeseal rewrap *.tape -k local:my.key --to local:my.key
+
+    A tape that was made while a service was away may have recipients that are still pending. With
+    --complete the data key, opened with one KEYRING, is wrapped for those of the others too.
+
+    \b
+      tapeseal rewrap *.tape -k local:my.key -k aws-kms:alias/archive --complete
+
+    FILE may be a directory, which stands for all tapes in and below it, or a quoted pattern such as
+    '/archive/2024*/**/*.tape'. Each tape is opened again with NEW when it is done. A run that was stopped goes on when
+    the same command is given again; with --journal without opening again what is done.
+
+    \b
+      tapeseal rewrap /archive -k local:old --to local:new --journal move.log
     """
+    if complete == bool(to):
+        raise click.UsageError("give either --to or --complete", click.get_current_context())
     keyring = tapeseal.keyring(keyrings)
-    new = tapeseal.keyring(to)
-    done = 0
-
-    def one(file: str) -> None:
-        nonlocal done
-        generation = tapeseal.rewrap(file, keyring=keyring, to=new, copy=copy)
-        done += 1
-        if as_json:
-            output.as_json({"file": file, "generation": generation})
+    new = tapeseal.keyring(to) if to else None
+    counts = dict.fromkeys(("rewrapped", "unproven", "skipped", "planned", "failed"), 0)
+    codes: list[int] = []
+    start = time.perf_counter()
+    results = fleet.rewrap_fleet(
+        _find_tapes(files, codes, as_json),
+        keyring=keyring,
+        to=new,
+        complete=complete,
+        copy=copy,
+        journal=journal,
+        dry_run=dry_run,
+        threads=jobs,
+    )
+    for each in results:
+        counts[each.state] += 1
+        if each.state == "failed":
+            assert each.error is not None
+            codes.append(failures.report(each.error, each.path, as_json=as_json))
+        elif as_json:
+            more: dict[str, Any] = {} if each.error is None else {"error": str(each.error)}
+            if complete:
+                more["pending"] = each.pending
+            output.as_json(
+                {"file": each.path, "state": each.state, "generation": each.generation, **more}
+            )
         else:
-            of_many = f" ({done} of {len(files)})" if len(files) > 1 else ""
-            output.line(f"{file}: rewrapped, generation {generation}{of_many}")
-
-    code = failures.each(files, one, as_json=as_json)
-    if len(files) > 1 and not as_json:
-        failed = len(files) - done
+            output.line(f"{each.path}: {_rewrapped_text(each)}")
+    counts["failed"] = len(codes)
+    seconds = time.perf_counter() - start
+    total = sum(counts.values())
+    if as_json:
+        if total > 1:
+            output.as_json({"tapes": total, **counts, "seconds": round(seconds, 6)})
+    elif total > 1:
+        done = counts["rewrapped"] + counts["unproven"]
+        others = [
+            f"{count} {state}" for state, count in counts.items() if count and state != "rewrapped"
+        ]
+        rate = f" in {output.duration(seconds)}, {done / seconds:,.0f} a second" if done else ""
         failures.say(
-            f"{done} of {len(files)} tapes rewrapped" + (f", {failed} failed" if failed else "")
+            f"{done} of {total} tapes rewrapped{''.join(', ' + text for text in others)}{rate}"
         )
-    return code
+    return failures.worst(codes)
+
+
+def _rewrapped_text(result: fleet.Rewrapped) -> str:
+    text = {
+        "planned": "opens, and would be rewrapped",
+        "skipped": f"nothing to do, generation {result.generation}",
+    }.get(result.state, f"rewrapped, generation {result.generation}")
+    if result.error is not None:
+        text += f", not opened again: {result.error}"
+    return text + (f", still pending: {', '.join(result.pending)}" if result.pending else "")

@@ -31,7 +31,10 @@ def keyring(uri: str | Sequence[str]) -> Keyring:
     """Make the keyring that a URI names, or AnyOf of a list of them.
 
     `local:PATH` is a key file, see LocalKeyring; under a passphrase it takes one of
-    `?passphrase_file=PATH`, `?passphrase_fd=NUMBER` and `?passphrase_env=NAME`.
+    `?passphrase_file=PATH`, `?passphrase_fd=NUMBER` and `?passphrase_env=NAME`. `public-key:PATH`
+    is either half of a key pair, see PublicKeyKeyring; its private half takes the same.
+    `aws-kms:KEY?region=REGION` is a key of AWS KMS, see AwsKmsKeyring; its further settings are
+    parameters too.
 
     Args:
         uri: `PROVIDER:ADDRESS?NAME=VALUE&NAME=VALUE`, where `%3F` is a question mark in the

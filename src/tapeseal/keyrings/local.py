@@ -21,7 +21,15 @@ from tapeseal.errors import (
     PassphraseError,
 )
 from tapeseal.files import has_name, new_file, sync_directory, write_all
-from tapeseal.keyrings.passphrase import PASSPHRASE_SOURCES, Passphrase, PassphraseHolder
+from tapeseal.keyrings.passphrase import (
+    LOG2_N,
+    P,
+    Passphrase,
+    PassphraseHolder,
+    R,
+    passphrase_from_parameters,
+    stretch,
+)
 from tapeseal.keyrings.private import KEY_FILE, open_private
 from tapeseal.layout import Recipient, wrap_binding
 
@@ -32,8 +40,6 @@ MAX_LINES = 4096
 MAX_KEYS = 1024
 
 SALT_SIZE = 16
-# OWASP's first choice for scrypt: 128 MiB.
-LOG2_N, R, P = 17, 8, 1
 # What a file may demand of the machine that opens it.
 MIN_LOG2_N, MAX_LOG2_N, MAX_R, MAX_P = 10, 20, 32, 16
 MAX_KDF_MEMORY = 1 << 30
@@ -150,6 +156,10 @@ class LocalKeyring:
         finally:
             del failure  # Whose traceback holds this frame: the two would outlive their use.
 
+    def pending(self) -> list[Recipient]:
+        """Name the recipient of wrap(): the current key."""
+        return [Recipient(PROVIDER, self.key_ids[-1], None)]
+
     def _cipher(self, key_id: str) -> AESGCM:
         # Before the lock, which another thread may have held at the moment of the fork.
         if os.getpid() != self._process:
@@ -187,19 +197,9 @@ def from_uri(path: str, parameters: Mapping[str, str]) -> LocalKeyring:
         ValueError: other parameters, or no path.
         KeyUnavailableError: as LocalKeyring, or the passphrase could not be read.
     """
-    unknown = sorted(parameters.keys() - PASSPHRASE_SOURCES.keys())
-    if unknown:
-        raise ValueError(
-            f"a local keyring has no parameter {unknown[0]!r}, only {', '.join(PASSPHRASE_SOURCES)}"
-        )
-    if len(parameters) > 1:
-        raise ValueError(f"only one of {', '.join(PASSPHRASE_SOURCES)} can be given")
     if not path:
         raise ValueError("a local keyring needs the path of a key file: local:PATH")
-    passphrase = None
-    for name, value in parameters.items():
-        passphrase = PASSPHRASE_SOURCES[name](value)
-    return LocalKeyring(path, passphrase)
+    return LocalKeyring(path, passphrase_from_parameters(parameters, PROVIDER))
 
 
 # Making key files
@@ -491,20 +491,6 @@ def _unseal(key: _SealedKey, passphrase: SecretBuffer, path: str) -> AESGCM:
 
 
 def _derive(passphrase: SecretBuffer, salt: bytes, log2_n: int, r: int, p: int) -> AESGCM:
-    """Return the key that scrypt (RFC 7914) makes of a passphrase."""
-    from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
-
-    try:
-        scrypt = Scrypt(salt=salt, length=KEY_SIZE, n=1 << log2_n, r=r, p=p)
-    except UnsupportedAlgorithm:
-        raise KeyUnavailableError(
-            "the installed cryptography has no scrypt, which passphrases need; "
-            "its wheels from PyPI have it"
-        ) from None
-    derived = bytearray(KEY_SIZE)
-    # Not Argon2id: cryptography's leaves a copy of the passphrase in freed memory.
-    with passphrase, memoryview(passphrase) as view:
-        scrypt.derive_into(view, derived)
-    with contextlib.closing(SecretBuffer.take(derived)) as key:
+    """Return the key that scrypt makes of a passphrase."""
+    with contextlib.closing(stretch(passphrase, salt, log2_n, r, p)) as key:
         return AESGCM(key)

@@ -7,11 +7,14 @@ import re
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from tapeseal._core import SecretBuffer, wipe
-from tapeseal.errors import PassphraseError
+from tapeseal._core import KEY_SIZE, SecretBuffer, wipe
+from tapeseal.errors import KeyUnavailableError, PassphraseError
 from tapeseal.keyrings.private import PASSPHRASE_FILE, open_private
 
 MAX_PASSPHRASE_SIZE = 4096
+
+# Of scrypt; OWASP's first choice: 128 MiB.
+LOG2_N, R, P = 17, 8, 1
 
 Passphrase = bytes | bytearray | SecretBuffer
 """1 to 4096 bytes. A SecretBuffer is taken over by the function it is given to, which closes it."""
@@ -91,8 +94,8 @@ def passphrase_from_terminal(prompt: str, *, confirm: bool = False) -> SecretBuf
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
     except OSError:
         raise PassphraseError(
-            "a passphrase is needed, and there is no terminal to ask: give it as "
-            "local:FILE?passphrase_file=PATH, ?passphrase_fd=NUMBER or ?passphrase_env=NAME"
+            "a passphrase is needed, and there is no terminal to ask: give it in the keyring's "
+            "address as ?passphrase_file=PATH, ?passphrase_fd=NUMBER or ?passphrase_env=NAME"
         ) from None
     typed = _typed(prompt)
     if typed is None:
@@ -182,3 +185,42 @@ PASSPHRASE_SOURCES: Mapping[str, Callable[[str], SecretBuffer]] = {
     "passphrase_fd": _passphrase_from_fd_text,
     "passphrase_env": passphrase_from_env,
 }
+
+
+def passphrase_from_parameters(parameters: Mapping[str, str], provider: str) -> SecretBuffer | None:
+    """Read the passphrase that the parameters of a keyring's URI lead to; None: they are none.
+
+    Raises:
+        ValueError: other parameters, or more than one.
+        KeyUnavailableError: it could not be read.
+    """
+    unknown = sorted(parameters.keys() - PASSPHRASE_SOURCES.keys())
+    if unknown:
+        raise ValueError(
+            f"a {provider} keyring has no parameter {unknown[0]!r}, "
+            f"only {', '.join(PASSPHRASE_SOURCES)}"
+        )
+    if len(parameters) > 1:
+        raise ValueError(f"only one of {', '.join(PASSPHRASE_SOURCES)} can be given")
+    for name, value in parameters.items():
+        return PASSPHRASE_SOURCES[name](value)
+    return None
+
+
+def stretch(passphrase: SecretBuffer, salt: bytes, log2_n: int, r: int, p: int) -> SecretBuffer:
+    """Return the 32 bytes that scrypt (RFC 7914) makes of a passphrase."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
+
+    try:
+        scrypt = Scrypt(salt=salt, length=KEY_SIZE, n=1 << log2_n, r=r, p=p)
+    except UnsupportedAlgorithm:
+        raise KeyUnavailableError(
+            "the installed cryptography has no scrypt, which passphrases need; "
+            "its wheels from PyPI have it"
+        ) from None
+    derived = bytearray(KEY_SIZE)
+    # Not Argon2id: cryptography's leaves a copy of the passphrase in freed memory.
+    with passphrase, memoryview(passphrase) as view:
+        scrypt.derive_into(view, derived)
+    return SecretBuffer.take(derived)

@@ -1,0 +1,1 @@
+"""Real servers on loopback for the tests, each a process that its fixture starts and ends."""

@@ -1,0 +1,296 @@
+"""AWS KMS for tests: moto over HTTP, as strict as AWS where moto is laxer. A process that kms.py starts.
+
+What differs from moto's own server:
+
+* Every request to KMS must be signed by a known user, whose IAM policies are evaluated with the key's ARN as the
+  resource and the encryption context as a condition. IAM itself is open, for the tests make users there.
+* A key that is disabled, pending deletion or of another use does not encrypt or decrypt.
+* The encryption context is authenticated without ambiguity, and a changed blob is InvalidCiphertextException.
+* Decrypt with the id of another key is IncorrectKeyException. ARNs of another region or account are not found.
+* Multi-region keys decrypt. RotateKeyOnDemand makes new key material and keeps the old.
+* POST /_faults takes a list of rules {"action": name or null, "code": …, "message": …, "status": 400, "delay": 0,
+  "times": number or null}: a request that one matches waits, and fails where there is a code. GET /_calls lists
+  the requests to KMS (action, user, and their parameters without secrets), DELETE /_calls forgets them.
+
+Not as at AWS: the layout of blobs, quotas, and the time until a change is seen everywhere.
+"""
+
+import fnmatch
+import hashlib
+import json
+import os
+import sys
+import threading
+import time
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from moto.core.exceptions import JsonRESTError
+from moto.iam.access_control import IAMPolicy, IAMRequest
+from moto.kms import models, responses
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import WSGIRequestHandler, make_server
+
+
+def fail(code, message="", status=400):
+    error = JsonRESTError(code, message)
+    error.code = status
+    raise error
+
+
+# Keys
+
+
+def make_key(self, *args, **kwargs):
+    make_key_of_moto(self, *args, **kwargs)
+    self.materials = [self.key_material]  # one list with its replicas
+
+
+def check_usable(key):
+    if key.key_usage not in (None, "ENCRYPT_DECRYPT") or key.key_spec != "SYMMETRIC_DEFAULT":
+        fail("InvalidKeyUsageException", f"{key.arn} key usage is {key.key_usage}.")
+    if key.key_state == "Disabled":
+        fail("DisabledException", f"{key.arn} is disabled.")
+    if key.key_state != "Enabled":
+        fail("KMSInvalidStateException", f"{key.arn} is pending deletion.")
+
+
+def associated_data(key_id, context):
+    return json.dumps([key_id, sorted((context or {}).items())]).encode()
+
+
+def encrypt(master_keys, key_id, plaintext, encryption_context):
+    key = master_keys[key_id]
+    check_usable(key)
+    if not 1 <= len(plaintext) <= 4096:
+        fail("ValidationException", "1 validation error detected: Value at 'plaintext'")
+    version, nonce = len(key.materials) - 1, os.urandom(12)
+    head = bytes([len(key_id)]) + key_id.encode() + version.to_bytes(2, "big") + nonce
+    bound = associated_data(key_id, encryption_context)
+    return head + AESGCM(key.materials[version]).encrypt(nonce, plaintext, bound)
+
+
+def split_blob(blob):
+    """Return a blob's key id, version, nonce and ciphertext."""
+    size = blob[0] if blob else 0
+    rest = blob[1 + size :]
+    key_id = blob[1 : 1 + size].decode(errors="replace")
+    return key_id, int.from_bytes(rest[:2], "big"), rest[2:14], rest[14:]
+
+
+def decrypt(self, ciphertext_blob, encryption_context, key_id=None):
+    found, version, nonce, sealed = split_blob(ciphertext_blob)
+    key = self.keys.get(found)
+    if key is None or version >= len(key.materials) or len(nonce) != 12:
+        fail("InvalidCiphertextException")
+    if key_id is not None and self.any_id_to_key_id(key_id) != found:
+        fail("IncorrectKeyException", "The key ID in the request does not identify the key.")
+    check_usable(key)
+    bound = associated_data(found, encryption_context)
+    try:
+        return AESGCM(key.materials[version]).decrypt(nonce, sealed, bound), key.arn
+    except InvalidTag:
+        fail("InvalidCiphertextException")
+
+
+def rotate_key_on_demand(self, key_id):
+    key = self.keys[self.get_key_id(key_id)]
+    check_usable(key)
+    key.materials.append(os.urandom(32))
+    return key_id
+
+
+def validate_key_id(self, key_id):
+    here = f":{self.region}:{self.current_account}:"
+    if key_id.startswith("arn:") and here not in key_id:
+        fail("NotFoundException", f"Key '{key_id}' does not exist")
+    validate_key_id_of_moto(self, key_id)
+
+
+def taking_arns(method):
+    """Let a method of moto's that wants the id of a key take its ARN too."""
+    return lambda self, key_id, *args: method(self, self.get_key_id(key_id), *args)
+
+
+make_key_of_moto = models.Key.__init__
+models.Key.__init__ = make_key
+models.encrypt = encrypt
+models.KmsBackend.decrypt = decrypt
+models.KmsBackend.rotate_key_on_demand = rotate_key_on_demand
+for name in (
+    "cancel_key_deletion",
+    "disable_key",
+    "enable_key",
+    "replicate_key",
+    "schedule_key_deletion",
+):
+    setattr(models.KmsBackend, name, taking_arns(getattr(models.KmsBackend, name)))
+validate_key_id_of_moto = responses.KmsResponse._validate_key_id
+responses.KmsResponse._validate_key_id = validate_key_id
+
+
+# Who may do what
+
+CALLS = []
+
+
+def authorize(self, resource="*"):
+    """Check the signature of a request to KMS, and the policies of who signed it."""
+    action = self._get_action()
+    if "Authorization" not in self.headers:
+        fail("MissingAuthenticationTokenException", "The request has no signature.")
+    stated = self.headers.get("X-Amz-Content-Sha256")
+    if stated is not None and stated != hashlib.sha256(self.raw_body).hexdigest():
+        fail("InvalidSignatureException", "The body is not the one that was signed.")
+    request = Request(
+        account_id=self.current_account,
+        method=self.method,
+        path=self.raw_path,
+        data=self.data,
+        body=self.raw_body,
+        headers=self.headers,
+        action=action,
+    )
+    request.check_signature()
+    parameters = json.loads(self.raw_body)
+    shown = {name: value for name, value in parameters.items() if name != "Plaintext"}
+    CALLS.append({"action": action, "user": request.user, **shown})
+    backend = self.kms_backend
+    key_id = parameters.get("KeyId") or split_blob(self._get_param("CiphertextBlob", b""))[0]
+    if "alias/" in key_id:
+        key_id = backend.get_key_id_from_alias(backend.get_alias_name(key_id)) or ""
+    key = backend.keys.get(backend.get_key_id(key_id))
+    request.check(key.arn if key else "*", parameters.get("EncryptionContext") or {})
+
+
+class Request(IAMRequest):
+    @property
+    def user(self):
+        return self._access_key.arn
+
+    def check(self, resource, context):
+        verdicts = set()
+        for policy in self._access_key.collect_policies():
+            statements = IAMPolicy(policy)._policy_json["Statement"]
+            for statement in statements if isinstance(statements, list) else [statements]:
+                if applies(statement, self._action, resource, context):
+                    verdicts.add(statement["Effect"])
+        if verdicts != {"Allow"}:
+            fail(
+                "AccessDeniedException",
+                f"User: {self.user} is not authorized to perform: {self._action} on resource: "
+                f"{resource} because no identity-based policy allows the {self._action} action",
+            )
+
+    def _raise_signature_does_not_match(self):
+        fail("InvalidSignatureException", "The request signature does not match.")
+
+    def _raise_invalid_access_key(self, reason):
+        fail("UnrecognizedClientException", "The security token in the request is invalid.")
+
+
+def matches(patterns, value):
+    return any(fnmatch.fnmatchcase(value, each) for each in as_list(patterns))
+
+
+def as_list(value):
+    return value if isinstance(value, list) else [value]
+
+
+def applies(statement, action, resource, context):
+    return (
+        matches(statement["Action"], action)
+        and matches(statement["Resource"], resource)
+        and all(
+            holds(operator, name, as_list(wanted), context)
+            for operator, tests in statement.get("Condition", {}).items()
+            for name, wanted in tests.items()
+        )
+    )
+
+
+def holds(operator, name, wanted, context):
+    """Evaluate the conditions that the documentation's policies use."""
+    if name == "kms:EncryptionContextKeys":
+        found = list(context)
+    elif name.startswith("kms:EncryptionContext:"):
+        found = [context[each] for each in (name.split(":", 2)[2],) if each in context]
+    else:
+        raise NotImplementedError(name)
+    if operator == "StringEquals":
+        return len(found) == 1 and found[0] in wanted
+    if operator == "ForAllValues:StringEquals":
+        return all(each in wanted for each in found)
+    raise NotImplementedError(operator)
+
+
+responses.KmsResponse._authenticate_and_authorize_normal_action = authorize
+
+
+# The server
+
+FAULTS = []
+LOCK = threading.Lock()
+
+
+def take_fault(action):
+    with LOCK:
+        for fault in FAULTS:
+            if fault.get("action") in (None, action) and fault.get("times") != 0:
+                if fault.get("times") is not None:
+                    fault["times"] -= 1
+                return fault
+    return {}
+
+
+def make_app():
+    moto = DomainDispatcherApplication(create_backend_app)
+
+    def app(environ, start_response):
+        def answer(status, content=None):
+            body = b"" if content is None else json.dumps(content).encode()
+            headers = [("Content-Type", "application/x-amz-json-1.1")]
+            start_response(f"{status} X", [*headers, ("Content-Length", str(len(body)))])
+            return [body]
+
+        method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
+        if path == "/_faults":
+            body = environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))
+            with LOCK:
+                FAULTS[:] = json.loads(body)
+            return answer(200)
+        if path == "/_calls":
+            calls = list(CALLS)
+            if method == "DELETE":
+                CALLS.clear()
+            return answer(200, calls)
+        service, _, action = environ.get("HTTP_X_AMZ_TARGET", "").partition(".")
+        fault = take_fault(action) if service == "TrentService" else {}
+        time.sleep(fault.get("delay", 0))
+        if "code" in fault:
+            content = {"__type": fault["code"], "message": fault.get("message", "")}
+            return answer(fault.get("status", 400), content)
+        return moto(environ, start_response)
+
+    return app
+
+
+class Quiet(WSGIRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_request(self, *_):
+        pass
+
+
+def main():
+    # Certificate and key may follow; with them it speaks TLS.
+    tls = tuple(sys.argv[1:]) or None
+    server = make_server(
+        "127.0.0.1", 0, make_app(), threaded=True, request_handler=Quiet, ssl_context=tls
+    )
+    print(server.port, flush=True)
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()
