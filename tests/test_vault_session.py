@@ -398,6 +398,21 @@ def test_token_file_changes(server: Server, tmp_path: Path) -> None:
 
 
 @pytest.mark.server
+def test_token_file_is_written(server: Server, tmp_path: Path) -> None:
+    """A token file that is empty for a moment, gone, or written again with the same token, changes nothing."""
+    path = tmp_path / "token"
+    path.write_text(token := server.make_token("reader"))
+    with VaultSession(server.address, login=TokenFile(path)) as session:
+        first = session.call(accessor)
+        path.write_text("")
+        assert first == session.call(accessor)
+        path.write_text(f"{token}\n")
+        assert first == session.call(accessor)
+        path.unlink()
+        assert first == session.call(accessor)
+
+
+@pytest.mark.server
 @pytest.mark.parametrize("content", [None, "", " \n", b"\xff\xfe", "hvs.one\nhvs.two"])
 def test_bad_token_file(server: Server, tmp_path: Path, content: str | bytes | None) -> None:
     """A token file that is absent, empty, binary or has several lines is named, and its content is not."""

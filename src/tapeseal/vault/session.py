@@ -357,7 +357,15 @@ class VaultSession:
     def _is_spent(self, lease: _Lease) -> bool:
         if isinstance(self._login, TokenFile):
             stamp = self._login.stamp()
-            return stamp is not None and stamp != self._stamp
+            if stamp is None or stamp == self._stamp:
+                return False
+            try:
+                if self._login.read() != lease.token:
+                    return True
+            except AccessDeniedError:
+                return False  # Somebody is writing it; the present token may well do.
+            self._stamp = stamp
+            return False
         # That of a Token is for the server to refuse: there is no other.
         return not isinstance(self._login, Token) and time.monotonic() >= lease.expires
 
