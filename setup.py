@@ -9,7 +9,16 @@ from setuptools import Extension, setup
 
 core = Extension(
     "tapeseal._core",
-    sources=["_core/_core.pyx", "_core/crypto_memory.c", "_core/frames.c", "_core/memory.c"],
+    sources=[
+        "_core/_core.pyx",
+        "_core/crypto_memory.c",
+        "_core/frames.c",
+        "_core/memory.c",
+        "_core/rows.c",
+        "_core/rows_pclmul.c",  # a kernel for another processor compiles to nothing
+        "_core/rows_pmull.c",
+        "_core/rows_vpclmul.c",
+    ],
     depends=glob("_core/*.pxd") + glob("_core/*.h"),  # also what puts them in the sdist
     extra_compile_args=[
         *("-O2", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra", "-Wconversion"),

@@ -1,5 +1,5 @@
 # cython: language_level=3, freethreading_compatible=True, auto_pickle=False, autotestdict=False
-"""The native core: key memory, HKDF-Expand, HMAC, and AES-256-GCM over messages and runs of frames.
+"""The native core: key memory, HKDF-Expand, HMAC, and AES-256-GCM over messages, runs of frames and batches of rows.
 
 Everything here takes keys as `SecretBuffer` and never makes a Python object of key bytes. Classes may be used from
 several threads at once; nothing here works in a forked child on what its parent made (`ForkError`).
@@ -12,6 +12,7 @@ import warnings
 cimport cython
 from cpython.buffer cimport (
     PyBUF_SIMPLE,
+    PyBUF_STRIDES,
     PyBUF_WRITABLE,
     PyBuffer_FillInfo,
     PyBuffer_Release,
@@ -20,9 +21,9 @@ from cpython.buffer cimport (
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from libc.limits cimport INT_MAX
-from libc.stddef cimport size_t
+from libc.stddef cimport ptrdiff_t, size_t
 from libc.stdint cimport uint32_t, uint64_t
-from libc.string cimport memmove
+from libc.string cimport memmove, memset
 
 cimport openssl
 
@@ -70,6 +71,43 @@ cdef extern from "frames.h" nogil:
 cdef extern from "crypto_memory.h" nogil:
     int crypto_memory_install()
 
+cdef extern from "rows.h" nogil:
+    enum:
+        C_ROW_OVERHEAD "ROW_OVERHEAD"
+    enum:
+        ERR_CRYPTO
+        ERR_OFFSETS
+        ERR_SELF_TEST
+        ERR_SIZE
+    ctypedef struct row_column:
+        unsigned char *data
+        size_t size
+        ptrdiff_t step
+        const void *offsets
+        int offset_size
+    ctypedef struct row_batch:
+        row_column plain
+        row_column sealed
+        row_column aad
+        uint64_t count
+        uint64_t counter
+        unsigned char *valid
+        int any_nonce
+    ctypedef struct row_key:
+        pass
+    const char *row_kernel_name(unsigned i)
+    int row_key_new(row_key **key, const unsigned char *secret, const char *kernel)
+    void row_key_free(row_key *key)
+    int rows_seal(row_key *key, const row_batch *batch, unsigned threads)
+    int rows_open(row_key *key, const row_batch *batch, unsigned threads, uint64_t *bad)
+    int c_row_offsets "row_offsets"(const row_column *column, uint64_t count, int more, void *offsets, uint64_t *total)
+
+cdef extern from * nogil:
+    int __ATOMIC_SEQ_CST
+    uint64_t __atomic_load_n(uint64_t *number, int order)
+    bint __atomic_compare_exchange_n(uint64_t *number, uint64_t *expected, uint64_t desired, bint weak, int success,
+                                     int failure)
+
 cdef extern from "unistd.h" nogil:
     Py_ssize_t c_read "read"(int fd, void *buf, size_t count)
 
@@ -80,6 +118,7 @@ KEY_SIZE = C_KEY_SIZE
 NONCE_SIZE = C_NONCE_SIZE
 TAG_SIZE = C_TAG_SIZE
 FRAME_HEADER_SIZE = C_FRAME_HEADER_SIZE
+ROW_OVERHEAD = C_ROW_OVERHEAD
 
 # FORMAT: frames hold at most 2**26 bytes, segments at most 2**32 frames and 2**40 bytes.
 cdef uint64_t MAX_FRAME_SIZE = <uint64_t>1 << 26
@@ -659,6 +698,309 @@ cdef class AESGCM:
             else:
                 code = frames_open(self.ctx, run, threads, bad)
         return code
+
+
+@cython.final
+cdef class Counter:
+    """Numbers that are given out once each, from 0 on, to whichever threads ask; without a lock, which a fork may copy.
+
+    Args:
+        limit: how many there are, below 2**63.
+    """
+
+    cdef uint64_t next
+    cdef uint64_t limit
+
+    def __cinit__(self, uint64_t limit):
+        if limit >= <uint64_t>1 << 63:
+            raise ValueError("a limit is below 2**63")
+        self.limit = limit
+
+    @property
+    def taken(self):
+        """How many were given out."""
+        return __atomic_load_n(&self.next, __ATOMIC_SEQ_CST)
+
+    def take(self, uint64_t count):
+        """Take `count` numbers for good and return the first.
+
+        Raises:
+            OverflowError: there are not as many left; none is taken.
+        """
+        cdef uint64_t first = __atomic_load_n(&self.next, __ATOMIC_SEQ_CST)
+        while True:
+            if count > self.limit - first:
+                raise OverflowError(f"{self.limit - first} of {self.limit} numbers are left, {count} are needed")
+            if __atomic_compare_exchange_n(&self.next, &first, first + count, False, __ATOMIC_SEQ_CST,
+                                           __ATOMIC_SEQ_CST):
+                return first
+
+    def __reduce__(self):
+        raise TypeError("a Counter is neither pickled nor copied")
+
+
+def row_kernels():
+    """Return the names of the kernels of `RowCipher` that this machine can run, the fastest first."""
+    names = []
+    cdef const char *name = row_kernel_name(0)
+    while name != NULL:
+        names.append((<bytes>name).decode("ascii"))
+        name = row_kernel_name(<unsigned>len(names))
+    return tuple(names)
+
+
+@cython.final
+cdef class RowCipher:
+    """One AES-256-GCM key for batches of rows, each of them nonce, ciphertext and tag; safe to share between threads.
+
+    A batch is a strided array of one dimension, or of two whose rows are contiguous. Rows of various sizes are a
+    contiguous buffer and a contiguous array of count + 1 offsets into it, of 4 or 8 bytes each.
+
+    Args:
+        key: the secret that holds the key's 32 bytes; it may be closed afterwards.
+        kernel: one of row_kernels(); None: the one that TAPESEAL_KERNEL names, or the first.
+
+    Raises:
+        ValueError: a kernel that this machine cannot run, or a secret of another size.
+        RuntimeError: the kernel failed its self-test, which runs when it is first used.
+    """
+
+    cdef row_key *key
+    cdef uint64_t epoch
+
+    def __cinit__(self, SecretBuffer key not None, kernel=None):
+        cdef int code
+        cdef bytes name
+        names = row_kernels()
+        if kernel is None:
+            kernel = os.environ.get("TAPESEAL_KERNEL") or names[0]
+        if kernel not in names:
+            raise ValueError(f"row kernel {kernel!r} is none of those that run here: {', '.join(names)}")
+        if key.pages.size != C_KEY_SIZE:
+            raise ValueError(f"a key is 32 bytes; the secret has {key.pages.size}")
+        name = kernel.encode("ascii")
+        self.epoch = key.epoch
+        with cython.critical_section(key):
+            key._check()
+            code = row_key_new(&self.key, key.pages.data, name)
+        if code == ERR_SELF_TEST:
+            raise RuntimeError(
+                f"row kernel {kernel} failed its self-test and is not used; TAPESEAL_KERNEL=evp avoids it")
+        if code != OK:
+            raise crypto_error("set a key")
+
+    def __dealloc__(self):
+        row_key_free(self.key)
+
+    def __reduce__(self):
+        raise TypeError("a RowCipher is neither pickled nor copied")
+
+    def seal_rows(self, target, source, *, uint64_t counter, target_offsets=None, source_offsets=None,
+                  associated_data=None, associated_rows=None, associated_offsets=None, unsigned threads=1,
+                  bint any_nonce=False):
+        """Seal a batch of rows.
+
+        The caller never gives a counter twice under one key (FORMAT, 8: they are reserved before sealing).
+
+        Args:
+            target: writable batch of the sealed rows, ROW_OVERHEAD bytes longer each than those of source.
+            source: batch of the rows, which does not overlap target.
+            counter: the first row's, becomes its nonce; the next one's is one more, and so on; below 2**40.
+            target_offsets, source_offsets: of rows of various sizes; target_offsets as row_offsets() makes them.
+            associated_data: contiguous buffer, the same for all rows.
+            associated_rows: batch of as many as there are rows, one for each; with or without associated_offsets.
+            threads: how many may share the work, this one counted.
+            any_nonce: for tests: each nonce already stands in target, and counter is not looked at.
+
+        Raises:
+            ValueError: sizes or offsets that do not fit together.
+            OverflowError: a row or its associated data has 2**31 bytes or more.
+            ForkError: this process is a fork of the one that made the key.
+        """
+        self._rows(target, source, True, counter, target_offsets, source_offsets, associated_data, associated_rows,
+                   associated_offsets, None, threads, any_nonce)
+
+    def open_rows(self, target, source, *, target_offsets=None, source_offsets=None, associated_data=None,
+                  associated_rows=None, associated_offsets=None, valid=None, unsigned threads=1,
+                  bint any_nonce=False):
+        """Verify and open a batch of rows, the inverse of seal_rows().
+
+        The bytes of a row that is not authentic become zeros in target; those of the others are there.
+
+        Args:
+            target: writable batch for the rows.
+            source: batch of the sealed rows, which does not overlap target.
+            target_offsets, source_offsets, associated_data, associated_rows, associated_offsets, threads: as above.
+            valid: writable contiguous buffer of a byte a row: becomes 1 where the row is authentic, else 0. None: a
+                row that is not raises.
+            any_nonce: for tests: a nonce need not be one that seal_rows() makes of a counter.
+
+        Raises:
+            InvalidTag: valid is None and a row is not authentic; its `index` is the first such row's.
+            ValueError, OverflowError, ForkError: as seal_rows().
+        """
+        self._rows(source, target, False, 0, source_offsets, target_offsets, associated_data, associated_rows,
+                   associated_offsets, valid, threads, any_nonce)
+
+    cdef int _rows(self, sealed, plain, bint sealing, uint64_t counter, sealed_offsets, plain_offsets,
+                   associated_data, associated_rows, associated_offsets, valid, unsigned threads,
+                   bint any_nonce) except -1:
+        cdef Py_buffer views[7]
+        cdef int held = 0
+        cdef row_batch batch
+        cdef Py_ssize_t count
+        cdef uint64_t bad = 0
+        cdef int code
+        check_process(self.epoch)
+        memset(&batch, 0, sizeof(batch))
+        batch.aad.data = <unsigned char *>b""
+        try:
+            count = borrow_rows(&batch.sealed, sealed, sealed_offsets, sealing, views, &held)
+            batch.count = <uint64_t>count
+            if borrow_rows(&batch.plain, plain, plain_offsets, not sealing, views, &held) != count:
+                raise ValueError("there are not as many rows as sealed rows")
+            if (sealed_offsets is None) != (plain_offsets is None):
+                raise ValueError("rows and sealed rows have offsets both, or neither")
+            if sealed_offsets is None and batch.sealed.size != batch.plain.size + C_ROW_OVERHEAD:
+                raise ValueError(f"a row of {batch.plain.size} bytes is {batch.plain.size + C_ROW_OVERHEAD} sealed, "
+                                 f"not {batch.sealed.size}")
+            if associated_rows is not None:
+                if associated_data is not None:
+                    raise ValueError("associated data are for all rows or for each, not both")
+                if borrow_rows(&batch.aad, associated_rows, associated_offsets, False, views, &held) != count:
+                    raise ValueError("there are not as many associated data as rows")
+                # A stride of 0, from broadcasting, is no different from one for all.
+            elif associated_data is not None:
+                PyObject_GetBuffer(associated_data, &views[held], PyBUF_SIMPLE)
+                held += 1
+                batch.aad.data = <unsigned char *>views[held - 1].buf
+                batch.aad.size = <size_t>views[held - 1].len
+            if valid is not None:
+                PyObject_GetBuffer(valid, &views[held], PyBUF_WRITABLE)
+                held += 1
+                batch.valid = <unsigned char *>views[held - 1].buf
+                if views[held - 1].len != count:
+                    raise ValueError("valid has not a byte a row")
+            if overlap(&batch.sealed, &batch.plain, batch.count):
+                raise ValueError("rows and sealed rows overlap")
+            batch.counter = counter
+            batch.any_nonce = any_nonce
+            with nogil:
+                if sealing:
+                    code = rows_seal(self.key, &batch, threads)
+                else:
+                    code = rows_open(self.key, &batch, threads, &bad)
+        finally:
+            while held > 0:
+                held -= 1
+                PyBuffer_Release(&views[held])
+        if code == OK:
+            return 0
+        if code == ERR_OFFSETS:
+            raise ValueError("offsets run backwards, leave their data, or are not those of the sealed rows")
+        if code == ERR_SIZE:
+            raise OverflowError("a row and its associated data have less than 2**31 bytes each")
+        if code != ERR_TAG:
+            raise crypto_error("seal rows" if sealing else "open rows")
+        openssl.ERR_clear_error()
+        if valid is None:
+            raise InvalidTag(bad)
+        return 0
+
+
+cdef Py_ssize_t borrow_rows(row_column *column, rows, offsets, bint writable, Py_buffer *views, int *held) except -1:
+    """Acquire the buffers of a batch, which the caller releases, and return the number of rows."""
+    cdef Py_buffer *view = &views[held[0]]
+    cdef Py_ssize_t count
+    if offsets is not None:
+        PyObject_GetBuffer(rows, view, PyBUF_WRITABLE if writable else PyBUF_SIMPLE)
+        held[0] += 1
+        column.data = <unsigned char *>view.buf
+        column.size = <size_t>view.len
+        view = &views[held[0]]
+        PyObject_GetBuffer(offsets, view, PyBUF_STRIDES)
+        held[0] += 1
+        if view.ndim != 1 or view.itemsize not in (4, 8) or view.shape[0] < 1 or (
+            view.shape[0] > 1 and view.strides[0] != view.itemsize
+        ):
+            raise ValueError("offsets are a contiguous array of 4 or 8 bytes each, one more than there are rows")
+        column.offsets = view.buf
+        column.offset_size = <int>view.itemsize
+        return view.shape[0] - 1
+    PyObject_GetBuffer(rows, view, (PyBUF_STRIDES | PyBUF_WRITABLE) if writable else PyBUF_STRIDES)
+    held[0] += 1
+    if view.ndim == 1:
+        column.size = <size_t>view.itemsize
+    elif view.ndim == 2 and (view.shape[1] <= 1 or view.strides[1] == view.itemsize):
+        column.size = <size_t>(view.shape[1] * view.itemsize)
+    else:
+        raise ValueError("rows are an array of one dimension, or of two whose rows are contiguous")
+    column.data = <unsigned char *>view.buf
+    column.step = view.strides[0]
+    count = view.shape[0]
+    if count <= 1:
+        # A step of 0 says that one thing is for all rows, which for one row is as true.
+        column.step = 0
+    elif writable and <size_t>abs(column.step) < column.size:
+        raise ValueError("rows to be written overlap each other")
+    return count
+
+
+cdef bint overlap(const row_column *a, const row_column *b, uint64_t count) noexcept:
+    cdef size_t a_from, a_to, b_from, b_to
+    extent(a, count, &a_from, &a_to)
+    extent(b, count, &b_from, &b_to)
+    return a_from < b_to and b_from < a_to
+
+
+cdef void extent(const row_column *column, uint64_t count, size_t *start, size_t *stop) noexcept:
+    """The addresses that a column spans."""
+    cdef ptrdiff_t last = 0
+    if column.offsets == NULL and count > 0:
+        last = <ptrdiff_t>(count - 1) * column.step
+    start[0] = <size_t>column.data + <size_t>(last if last < 0 else 0)
+    stop[0] = <size_t>column.data + <size_t>(last if last > 0 else 0) + column.size
+    if count == 0 or column.size == 0:
+        stop[0] = start[0]
+
+
+def row_offsets(target, data, offsets, int more):
+    """Fill in the offsets of rows that are `more` bytes longer than those of a batch, and return where the last ends.
+
+    Args:
+        target: writable contiguous buffer of the size of offsets.
+        data: the batch's contiguous buffer.
+        offsets: its contiguous array of offsets, of 4 or 8 bytes each.
+        more: may be negative: a row of fewer bytes becomes one of none.
+
+    Raises:
+        ValueError: the offsets run backwards or leave the data.
+        OverflowError: the new offsets are over what so many bytes can say.
+    """
+    cdef Py_buffer views[3]
+    cdef int held = 0
+    cdef row_column column
+    cdef Py_ssize_t count
+    cdef uint64_t total = 0
+    cdef int code
+    memset(&column, 0, sizeof(column))
+    try:
+        count = borrow_rows(&column, data, offsets, False, views, &held)
+        PyObject_GetBuffer(target, &views[held], PyBUF_WRITABLE)
+        held += 1
+        if views[held - 1].len != views[held - 2].len:
+            raise ValueError("target is not of the size of offsets")
+        with nogil:
+            code = c_row_offsets(&column, <uint64_t>count, more, views[held - 1].buf, &total)
+    finally:
+        while held > 0:
+            held -= 1
+            PyBuffer_Release(&views[held])
+    if code == ERR_SIZE:
+        raise OverflowError("the rows are over what offsets of this size can say: take 8 bytes each")
+    if code != OK:
+        raise ValueError("offsets run backwards or leave their data")
+    return total
 
 
 cdef int check_message(const Py_buffer *nonce, Py_ssize_t sealed_size, const Py_buffer *aad) except -1:

@@ -39,8 +39,7 @@ static EVP_CIPHER_CTX *copy_key(const EVP_CIPHER_CTX *key)
     return ctx;
 }
 
-/* EVP counts bytes in int: callers keep every size below INT_MAX. */
-static int seal_with(EVP_CIPHER_CTX *ctx, const unsigned char *nonce, const unsigned char *aad, size_t aad_size,
+int gcm_seal_with(EVP_CIPHER_CTX *ctx, const unsigned char *nonce, const unsigned char *aad, size_t aad_size,
                      const unsigned char *plain, size_t size, unsigned char *out, unsigned char *tag)
 {
     int n = 0, total = 0;
@@ -58,7 +57,7 @@ static int seal_with(EVP_CIPHER_CTX *ctx, const unsigned char *nonce, const unsi
     return OK;
 }
 
-static int open_with(EVP_CIPHER_CTX *ctx, const unsigned char *nonce, const unsigned char *aad, size_t aad_size,
+int gcm_open_with(EVP_CIPHER_CTX *ctx, const unsigned char *nonce, const unsigned char *aad, size_t aad_size,
                      const unsigned char *sealed, size_t size, const unsigned char *tag, unsigned char *out)
 {
     int n = 0, total = 0;
@@ -86,7 +85,7 @@ int gcm_seal(const EVP_CIPHER_CTX *key, const unsigned char *nonce, const unsign
     EVP_CIPHER_CTX *ctx = copy_key(key);
     if (ctx == NULL)
         return ERR_CRYPTO;
-    int code = seal_with(ctx, nonce, aad, aad_size, plain, size, sealed, sealed + size);
+    int code = gcm_seal_with(ctx, nonce, aad, aad_size, plain, size, sealed, sealed + size);
     EVP_CIPHER_CTX_free(ctx);
     return code;
 }
@@ -97,7 +96,7 @@ int gcm_open(const EVP_CIPHER_CTX *key, const unsigned char *nonce, const unsign
     EVP_CIPHER_CTX *ctx = copy_key(key);
     if (ctx == NULL)
         return ERR_CRYPTO;
-    int code = open_with(ctx, nonce, aad, aad_size, sealed, size, sealed + size, plain);
+    int code = gcm_open_with(ctx, nonce, aad, aad_size, sealed, size, sealed + size, plain);
     EVP_CIPHER_CTX_free(ctx);
     return code;
 }
@@ -143,7 +142,7 @@ static int do_frame(EVP_CIPHER_CTX *ctx, const frame_job *job, uint64_t i)
 
     unsigned char *body = sealed + FRAME_HEADER_SIZE;
     if (!job->opening) {
-        int code = seal_with(ctx, nonce, header, sizeof header, plain, size, body, body + size);
+        int code = gcm_seal_with(ctx, nonce, header, sizeof header, plain, size, body, body + size);
         if (code != OK) {
             OPENSSL_cleanse(body, size);
             return code;
@@ -156,7 +155,7 @@ static int do_frame(EVP_CIPHER_CTX *ctx, const frame_job *job, uint64_t i)
         OPENSSL_cleanse(plain, size);
         return ERR_TAG;
     }
-    return open_with(ctx, nonce, header, sizeof header, body, size, body + size, plain);
+    return gcm_open_with(ctx, nonce, header, sizeof header, body, size, body + size, plain);
 }
 
 static void *work(void *argument)
@@ -189,6 +188,27 @@ static void *work(void *argument)
     return NULL;
 }
 
+void run_in_threads(void *(*work)(void *), void *argument, unsigned threads)
+{
+    pthread_t started[MAX_THREADS];
+    unsigned running = 0;
+    if (threads > MAX_THREADS)
+        threads = MAX_THREADS;
+    if (threads > 1) {
+        /* Signals are for the interpreter's threads. */
+        sigset_t all, before;
+        sigfillset(&all);
+        pthread_sigmask(SIG_SETMASK, &all, &before);
+        /* Too few threads is slower, not wrong: this thread works as well. */
+        while (running < threads - 1 && pthread_create(&started[running], NULL, work, argument) == 0)
+            running++;
+        pthread_sigmask(SIG_SETMASK, &before, NULL);
+    }
+    work(argument);
+    for (unsigned i = 0; i < running; i++)
+        pthread_join(started[i], NULL);
+}
+
 static int run_job(frame_job *job, unsigned threads)
 {
     const frame_run *run = job->run;
@@ -202,23 +222,7 @@ static int run_job(frame_job *job, unsigned threads)
 
     if (threads > bytes / MIN_BYTES_PER_THREAD)
         threads = (unsigned)(bytes / MIN_BYTES_PER_THREAD);
-    if (threads > MAX_THREADS)
-        threads = MAX_THREADS;
-    pthread_t started[MAX_THREADS];
-    unsigned running = 0;
-    if (threads > 1) {
-        /* Signals are for the interpreter's threads. */
-        sigset_t all, before;
-        sigfillset(&all);
-        pthread_sigmask(SIG_SETMASK, &all, &before);
-        /* Too few threads is slower, not wrong: this thread works as well. */
-        while (running < threads - 1 && pthread_create(&started[running], NULL, work, job) == 0)
-            running++;
-        pthread_sigmask(SIG_SETMASK, &before, NULL);
-    }
-    work(job);
-    for (unsigned i = 0; i < running; i++)
-        pthread_join(started[i], NULL);
+    run_in_threads(work, job, threads);
     if (atomic_load(&job->crypto_failed))
         return ERR_CRYPTO;
     return atomic_load(&job->bad) == UINT64_MAX ? OK : ERR_TAG;

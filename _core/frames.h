@@ -43,6 +43,16 @@ int gcm_seal(const EVP_CIPHER_CTX *key, const unsigned char *nonce, const unsign
 int gcm_open(const EVP_CIPHER_CTX *key, const unsigned char *nonce, const unsigned char *aad, size_t aad_size,
              const unsigned char *sealed, size_t size, unsigned char *plain);
 
+/* The same with a context of this thread's own, which is left with the last nonce. EVP counts bytes in int: every
+   size is below INT_MAX. gcm_open_with() wipes `out` where the tag is wrong. */
+int gcm_seal_with(EVP_CIPHER_CTX *ctx, const unsigned char *nonce, const unsigned char *aad, size_t aad_size,
+                  const unsigned char *plain, size_t size, unsigned char *out, unsigned char *tag);
+int gcm_open_with(EVP_CIPHER_CTX *ctx, const unsigned char *nonce, const unsigned char *aad, size_t aad_size,
+                  const unsigned char *sealed, size_t size, const unsigned char *tag, unsigned char *out);
+
+/* Calls `work` in this thread and in up to threads - 1 others, and waits for all. */
+void run_in_threads(void *(*work)(void *), void *argument, unsigned threads);
+
 /* plain -> sealed, headers and tags included. `plain` may lie in place (its bytes are then the ciphertext's). */
 int frames_seal(const EVP_CIPHER_CTX *key, const frame_run *run, unsigned threads);
 

@@ -33,6 +33,7 @@ from tapeseal.keyrings.local import LocalKeyring
 from tapeseal.layout import Recipient
 from tapeseal.reader import ByteReader, TapeReader
 from tapeseal.recorder import Recorder
+from tapeseal.rows import RowDecryptor, RowEncryptor
 from tapeseal.tape import open, rewrap
 from tapeseal.verification import Inspection, Verification, inspect, verify
 from tapeseal.writer import ByteWriter, TapeWriter
@@ -57,6 +58,8 @@ __all__ = [
     "Problem",
     "Recipient",
     "Recorder",
+    "RowDecryptor",
+    "RowEncryptor",
     "TapeChangedError",
     "TapeLockedError",
     "TapeReader",

@@ -8,12 +8,15 @@ NONCE_SIZE: Final = 12
 TAG_SIZE: Final = 16
 FRAME_HEADER_SIZE: Final = 24
 KEY_SCHEDULES_PROTECTED: Final[bool]
+ROW_OVERHEAD: Final = 28
 
 def openssl_version() -> str: ...
 def process_epoch() -> int: ...
 def check_process(epoch: int) -> int: ...
 def wipe(buffer: Buffer) -> None: ...
 def copy_into(target: Buffer, offset: int, source: Buffer) -> int: ...
+def row_kernels() -> tuple[str, ...]: ...
+def row_offsets(target: Buffer, data: Buffer, offsets: Buffer, more: int) -> int: ...
 def hkdf_expand(key: SecretBuffer, info: Buffer, size: int) -> SecretBuffer: ...
 def hmac_sha256(key: SecretBuffer, data: Buffer) -> bytes: ...
 
@@ -80,3 +83,42 @@ class AESGCM:
         final: bool = False,
         threads: int = 1,
     ) -> int: ...
+
+@final
+class Counter:
+    def __new__(cls, limit: int) -> Self: ...
+    @property
+    def taken(self) -> int: ...
+    def take(self, count: int) -> int: ...
+
+@final
+class RowCipher:
+    def __new__(cls, key: SecretBuffer, kernel: str | None = None) -> Self: ...
+    def seal_rows(
+        self,
+        target: Buffer,
+        source: Buffer,
+        *,
+        counter: int,
+        target_offsets: Buffer | None = None,
+        source_offsets: Buffer | None = None,
+        associated_data: Buffer | None = None,
+        associated_rows: Buffer | None = None,
+        associated_offsets: Buffer | None = None,
+        threads: int = 1,
+        any_nonce: bool = False,
+    ) -> None: ...
+    def open_rows(
+        self,
+        target: Buffer,
+        source: Buffer,
+        *,
+        target_offsets: Buffer | None = None,
+        source_offsets: Buffer | None = None,
+        associated_data: Buffer | None = None,
+        associated_rows: Buffer | None = None,
+        associated_offsets: Buffer | None = None,
+        valid: Buffer | None = None,
+        threads: int = 1,
+        any_nonce: bool = False,
+    ) -> None: ...

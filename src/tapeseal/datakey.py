@@ -52,6 +52,14 @@ class DataKey:
         finally:
             derived.close()
 
+    def row_cipher(self, tape_id: bytes) -> _core.RowCipher:
+        """Return the key of rows (FORMAT 8)."""
+        key = self._expand("rows", tape_id, KEY_SIZE)
+        try:
+            return _core.RowCipher(key)
+        finally:
+            key.close()
+
     def _expand(self, label: str, rest: bytes, size: int) -> _core.SecretBuffer:
         info = f"tapeseal/v1 {label}\0".encode() + struct.pack("<H", SUITE) + rest
         return _core.hkdf_expand(self.secret, info, size)
