@@ -107,8 +107,10 @@ void secret_copy(void *to, const void *from, size_t size)
 }
 
 /* Wiped by a fork. Holds 42 random bits above the low 22 bits of the process id (Linux has no larger ids), which
-   tell a fork also where the kernel cannot wipe. */
+   tell a fork where the kernel cannot wipe. */
 static _Atomic(_Atomic uint64_t *) sentinel_page;
+/* Asking for the process id is a call of the system: half the time of sealing one row. */
+static _Atomic int ask_process_id = 1;
 
 static _Atomic uint64_t *sentinel(void)
 {
@@ -121,8 +123,16 @@ static _Atomic uint64_t *sentinel(void)
     if (mapping == NULL)
         return NULL;
     _Atomic uint64_t *mine = (_Atomic uint64_t *)(void *)(mapping + page_size());
-    if (atomic_compare_exchange_strong(&sentinel_page, &here, mine))
+#ifdef MADV_WIPEONFORK
+    int wiped = madvise(mapping + page_size(), page_size(), MADV_WIPEONFORK) == 0;
+#else
+    int wiped = 0;
+#endif
+    if (atomic_compare_exchange_strong(&sentinel_page, &here, mine)) {
+        if (wiped)
+            atomic_store(&ask_process_id, 0);
         return mine;
+    }
     munmap(mapping, mapping_size);
     return here;
 }
@@ -133,8 +143,10 @@ uint64_t process_epoch(void)
     if (here == NULL)
         return 0;
     const uint64_t pid_mask = ((uint64_t)1 << 22) - 1;
-    uint64_t pid = (uint64_t)getpid() & pid_mask;
     uint64_t epoch = atomic_load(here);
+    if (epoch != 0 && !atomic_load(&ask_process_id))
+        return epoch;
+    uint64_t pid = (uint64_t)getpid() & pid_mask;
     if (epoch != 0 && (epoch & pid_mask) == pid)
         return epoch;
     uint64_t fresh = 0;

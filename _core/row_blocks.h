@@ -101,8 +101,9 @@ INLINE block keep(block b, size_t size)
     return from_words(low_word(b) & low, high_word(b) & high);
 }
 
-TARGET static void kernel_init(ghash_key *key, const unsigned char h[BLOCK])
+TARGET static void kernel_init(kernel_key *key, const unsigned char secret[KEY_SIZE], const unsigned char h[BLOCK])
 {
+    (void)secret;
     memset(key, 0, sizeof *key);
     block power = reverse(load(h)), first = zero_block();
     for (unsigned i = 1; i <= MAX_POWER; i++) {
@@ -119,7 +120,7 @@ TARGET static void kernel_init(ghash_key *key, const unsigned char h[BLOCK])
     clear_registers();
 }
 
-TARGET static void kernel_absorb(const ghash_key *key, const unsigned char *aad, size_t size,
+TARGET static void kernel_absorb(const kernel_key *key, const unsigned char *aad, size_t size,
                                  unsigned char start[BLOCK])
 {
     block state = zero_block();
@@ -148,7 +149,7 @@ TARGET static void kernel_counters(const row *rows, size_t count)
 }
 
 /* The tag of a row; with `sealing`, its ciphertext is made and hashed on the way. */
-INLINE block row_tag(const ghash_key *key, const row *r, block start, int sealing)
+INLINE block row_tag(const kernel_key *key, const row *r, block start, int sealing)
 {
     unsigned char *sealed = r->sealed + NONCE_SIZE;
     const unsigned char *stream = r->stream + BLOCK;
@@ -191,7 +192,7 @@ INLINE block row_tag(const ghash_key *key, const row *r, block start, int sealin
     return add(reverse(reduce(sum)), load(r->stream));
 }
 
-TARGET static void kernel_seal(const ghash_key *key, const row *rows, size_t count, const unsigned char start[BLOCK])
+TARGET static void kernel_seal(const kernel_key *key, const row *rows, size_t count, const unsigned char start[BLOCK])
 {
     block begin = load(start);
     for (size_t i = 0; i < count; i++)
@@ -199,7 +200,7 @@ TARGET static void kernel_seal(const ghash_key *key, const row *rows, size_t cou
     clear_registers();
 }
 
-TARGET static void kernel_open(const ghash_key *key, row *rows, size_t count, const unsigned char start[BLOCK])
+TARGET static void kernel_open(const kernel_key *key, row *rows, size_t count, const unsigned char start[BLOCK])
 {
     block begin = load(start);
     for (size_t i = 0; i < count; i++) {

@@ -16,7 +16,7 @@ enum {
     SLICE = 8 * 1024,
     SLICE_ROWS = 256,
     /* No kernel's max_size is above this. */
-    MAX_KERNEL_SIZE = 1024,
+    MAX_KERNEL_SIZE = 1504,
     MAX_KERNEL_AAD = 512,
     /* Plaintext up to here is verified before it is written, though libcrypto makes it first. */
     BOUNCE = 16 * 1024,
@@ -42,7 +42,7 @@ typedef struct row_worker {
 
 struct row_key {
     const row_kernel *kernel;  /* NULL: libcrypto's GCM for every row */
-    secret_pages pages;        /* the ghash_key */
+    secret_pages pages;        /* the kernel_key */
     EVP_CIPHER_CTX *ecb;
     EVP_CIPHER_CTX *gcm;
     pthread_mutex_t lock;
@@ -284,19 +284,21 @@ static int do_apart(row_worker *worker, const row_job *job, row *r)
 static int do_slice(row_worker *worker, row_job *job, uint64_t first, size_t count)
 {
     const row_kernel *kernel = job->key->kernel;
-    const ghash_key *ghash = (const ghash_key *)(const void *)job->key->pages.data;
+    const kernel_key *key = (const kernel_key *)(const void *)job->key->pages.data;
     const row *last = &worker->rows[count - 1];
     unsigned char *stream = worker->pages.data;
     size_t bytes = (size_t)(last->stream - stream) + ((last->size + BLOCK - 1) / BLOCK + 1) * BLOCK;
     int written = 0;
     kernel->counters(worker->rows, count);
-    if (EVP_CipherUpdate(worker->ecb, stream, &written, stream, (int)bytes) != 1 || (size_t)written != bytes)
+    if (kernel->encrypt != NULL)
+        kernel->encrypt(key, stream, bytes);
+    else if (EVP_CipherUpdate(worker->ecb, stream, &written, stream, (int)bytes) != 1 || (size_t)written != bytes)
         return ERR_CRYPTO;
     if (!job->opening) {
-        kernel->seal(ghash, worker->rows, count, job->start);
+        kernel->seal(key, worker->rows, count, job->start);
         return OK;
     }
-    kernel->open(ghash, worker->rows, count, job->start);
+    kernel->open(key, worker->rows, count, job->start);
     for (size_t r = 0; r < count; r++)
         if (!worker->rows[r].valid || job->batch->valid != NULL)
             mark(job, first + r, &worker->rows[r]);
@@ -419,7 +421,7 @@ static int run_job(row_job *job, unsigned threads)
     if (batch->count == 0)
         return OK;
     if (job->key->kernel != NULL && batch->aad.offsets == NULL && batch->aad.step == 0)
-        job->key->kernel->absorb((const ghash_key *)(const void *)job->key->pages.data, batch->aad.data,
+        job->key->kernel->absorb((const kernel_key *)(const void *)job->key->pages.data, batch->aad.data,
                                  batch->aad.size, job->start);
     uint64_t row_size = ROW_COST + (batch->plain.offsets == NULL ? batch->plain.size : batch->plain.size / batch->count);
     job->portion = row_size >= PORTION ? 1 : PORTION / row_size;
@@ -466,11 +468,11 @@ static int make_key(row_key **made, const unsigned char *secret, const row_kerne
                EVP_CIPHER_CTX_set_padding(key->ecb, 0) == 1 &&
                EVP_CipherInit_ex2(key->gcm, gcm, secret, NULL, 1, NULL) == 1 &&
                EVP_CipherUpdate(key->ecb, h, &n, zeros, BLOCK) == 1 && n == BLOCK &&
-               secret_pages_map(&key->pages, sizeof(ghash_key)) == 0;
+               secret_pages_map(&key->pages, sizeof(kernel_key)) == 0;
     EVP_CIPHER_free(ecb);
     EVP_CIPHER_free(gcm);
     if (done && kernel != NULL)
-        kernel->init((ghash_key *)(void *)key->pages.data, h);
+        kernel->init((kernel_key *)(void *)key->pages.data, secret, h);
     OPENSSL_cleanse(h, sizeof h);
     if (!done) {
         row_key_free(key);
@@ -565,7 +567,7 @@ static int self_test(const row_kernel *kernel, unsigned i)
         int code = answer(kernel, digest);
         if (code == ERR_CRYPTO)
             return code;
-        if (code != OK || memcmp(digest, known_answer, sizeof digest) != 0)
+        if (code != OK || CRYPTO_memcmp(digest, known_answer, sizeof digest) != 0)
             return ERR_SELF_TEST;
         atomic_store(&passed[i], 1);
     }

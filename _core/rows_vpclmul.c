@@ -1,5 +1,7 @@
 /* The kernel over four blocks at once, and four rows: their sums are turned into the lanes of one and reduced
-   together. Powers and products are those of row_blocks.h. */
+   together. Powers and products are those of row_blocks.h.
+
+   AES is done here too, four blocks an instruction: libcrypto's ECB does one (3.5), at half the speed. */
 
 #include "row_kernel.h"
 
@@ -10,7 +12,7 @@
 
 #include "frames.h"
 
-#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,vpclmulqdq,pclmul")))
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,vpclmulqdq,vaes,pclmul,aes")))
 #define INLINE static inline TARGET __attribute__((always_inline))
 
 enum { LANES = 4, VECTOR = LANES * BLOCK };
@@ -96,7 +98,7 @@ INLINE __m512i four_blocks(const void *a, const void *b, const void *c, const vo
 
 /* GHASH of a row before its block of lengths, not reduced; with `sealing`, its ciphertext is made on the way. Lanes
    past the last block hold zeros, whatever power they meet. */
-INLINE products hash_row(const ghash_key *key, const row *r, __m512i start, int sealing)
+INLINE products hash_row(const kernel_key *key, const row *r, __m512i start, int sealing)
 {
     unsigned char *sealed = r->sealed + NONCE_SIZE;
     const unsigned char *stream = r->stream + BLOCK;
@@ -139,7 +141,7 @@ INLINE products hash_row(const ghash_key *key, const row *r, __m512i start, int 
 }
 
 /* The tags of four rows; `rows` may name one of them twice. */
-INLINE __m512i four_tags(const ghash_key *key, const row *const rows[LANES], __m512i start, int sealing)
+INLINE __m512i four_tags(const kernel_key *key, const row *const rows[LANES], __m512i start, int sealing)
 {
     products a = hash_row(key, rows[0], start, sealing);
     products b = hash_row(key, rows[1], start, sealing);
@@ -174,13 +176,13 @@ INLINE int are_even(const row *const rows[LANES])
     return other == 0 && size <= EVEN_SIZE && aad_size <= BLOCK;
 }
 
-INLINE __m512i broadcast_power(const ghash_key *key, size_t power)
+INLINE __m512i broadcast_power(const kernel_key *key, size_t power)
 {
     return _mm512_broadcast_i32x4(load_block(key->powers + (MAX_POWER - power) * BLOCK));
 }
 
 /* What the start state and the lengths come to in the hash of a row. */
-INLINE __m512i constant_part(const ghash_key *key, const row *r, __m512i starts)
+INLINE __m512i constant_part(const kernel_key *key, const row *r, __m512i starts)
 {
     products sum = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512()};
     add_products(&sum, _mm512_broadcast_i32x4(load_block(r->lengths)), broadcast_power(key, 1));
@@ -204,7 +206,7 @@ INLINE __m512i ciphertext(const row *r, size_t at, __mmask64 mask, int sealing)
 }
 
 /* The tags of four rows of one size; `rows` may name one of them twice. */
-INLINE __m512i even_tags(const ghash_key *key, const row *const rows[LANES], __m512i constant, int sealing)
+INLINE __m512i even_tags(const kernel_key *key, const row *const rows[LANES], __m512i constant, int sealing)
 {
     size_t size = rows[0]->size, aad_size = rows[0]->aad_size;
     size_t power = (size + BLOCK - 1) / BLOCK + 1;
@@ -246,7 +248,7 @@ INLINE __m512i start_vector(const unsigned char start[BLOCK])
     return _mm512_zextsi128_si512(load_block(start));
 }
 
-TARGET static void seal(const ghash_key *key, const row *rows, size_t count, const unsigned char start[BLOCK])
+TARGET static void seal(const kernel_key *key, const row *rows, size_t count, const unsigned char start[BLOCK])
 {
     __m512i begin = start_vector(start), starts = _mm512_broadcast_i32x4(load_block(start));
     __m512i constant = starts;
@@ -287,7 +289,7 @@ INLINE void decrypt_row(const row *r)
     }
 }
 
-TARGET static void open(const ghash_key *key, row *rows, size_t count, const unsigned char start[BLOCK])
+TARGET static void open(const kernel_key *key, row *rows, size_t count, const unsigned char start[BLOCK])
 {
     __m512i begin = start_vector(start), starts = _mm512_broadcast_i32x4(load_block(start));
     __m512i constant = starts;
@@ -337,12 +339,79 @@ TARGET static void counters(const row *rows, size_t count)
     }
 }
 
-static void init(ghash_key *key, const unsigned char h[BLOCK])
+/* A new round key from the one two before and the last one, which went through the S-box; `word` of that one counts. */
+#define NEXT_ROUND_KEY(before, last, rcon, word)                                                                       \
+    add_shifted(before, _mm_shuffle_epi32(_mm_aeskeygenassist_si128(last, rcon), (word) * 0x55))
+
+INLINE __m128i add_shifted(__m128i v, __m128i word)
 {
-    row_kernel_pclmul.init(key, h);
+    v = _mm_xor_si128(v, _mm_slli_si128(v, 4));
+    v = _mm_xor_si128(v, _mm_slli_si128(v, 8));
+    return _mm_xor_si128(v, word);
 }
 
-static void absorb(const ghash_key *key, const unsigned char *aad, size_t size, unsigned char start[BLOCK])
+TARGET static void init(kernel_key *key, const unsigned char secret[KEY_SIZE], const unsigned char h[BLOCK])
+{
+    row_kernel_pclmul.init(key, secret, h);
+    __m128i *keys = (__m128i *)(void *)key->round_keys;
+    keys[0] = load_block(secret);
+    keys[1] = load_block(secret + BLOCK);
+    keys[2] = NEXT_ROUND_KEY(keys[0], keys[1], 0x01, 3);
+    keys[3] = NEXT_ROUND_KEY(keys[1], keys[2], 0, 2);
+    keys[4] = NEXT_ROUND_KEY(keys[2], keys[3], 0x02, 3);
+    keys[5] = NEXT_ROUND_KEY(keys[3], keys[4], 0, 2);
+    keys[6] = NEXT_ROUND_KEY(keys[4], keys[5], 0x04, 3);
+    keys[7] = NEXT_ROUND_KEY(keys[5], keys[6], 0, 2);
+    keys[8] = NEXT_ROUND_KEY(keys[6], keys[7], 0x08, 3);
+    keys[9] = NEXT_ROUND_KEY(keys[7], keys[8], 0, 2);
+    keys[10] = NEXT_ROUND_KEY(keys[8], keys[9], 0x10, 3);
+    keys[11] = NEXT_ROUND_KEY(keys[9], keys[10], 0, 2);
+    keys[12] = NEXT_ROUND_KEY(keys[10], keys[11], 0x20, 3);
+    keys[13] = NEXT_ROUND_KEY(keys[11], keys[12], 0, 2);
+    keys[14] = NEXT_ROUND_KEY(keys[12], keys[13], 0x40, 3);
+    clear_registers();
+}
+
+INLINE __m512i load_round_key(const unsigned char *p)
+{
+    return _mm512_broadcast_i32x4(load_block(p));
+}
+
+/* `count` is a constant: vectors enough to keep the units busy, few enough for the registers. */
+INLINE void encrypt_vectors(const kernel_key *key, unsigned char *blocks, const unsigned count)
+{
+    /* Else the compiler would load all round keys once, and spill some to the stack. */
+    __asm__ volatile("" : : : "memory");
+    const unsigned char *round_key = key->round_keys;
+    __m512i v[8];
+    #pragma GCC unroll 8
+    for (unsigned j = 0; j < count; j++)
+        v[j] = _mm512_xor_si512(load(blocks + j * VECTOR), load_round_key(round_key));
+    #pragma GCC unroll 16
+    for (unsigned i = 1; i < ROUND_KEYS - 1; i++) {
+        __m512i next = load_round_key(round_key + i * BLOCK);
+        #pragma GCC unroll 8
+        for (unsigned j = 0; j < count; j++)
+            v[j] = _mm512_aesenc_epi128(v[j], next);
+    }
+    __m512i last = load_round_key(round_key + (ROUND_KEYS - 1) * BLOCK);
+    #pragma GCC unroll 8
+    for (unsigned j = 0; j < count; j++)
+        _mm512_storeu_si512(blocks + j * VECTOR, _mm512_aesenclast_epi128(v[j], last));
+}
+
+/* What is encrypted past `size` is padding. */
+TARGET static void encrypt(const kernel_key *key, unsigned char *blocks, size_t size)
+{
+    size_t at = 0;
+    for (; at + 4 * VECTOR < size; at += 8 * VECTOR)
+        encrypt_vectors(key, blocks + at, 8);
+    if (at < size)
+        encrypt_vectors(key, blocks + at, 4);
+    clear_registers();
+}
+
+static void absorb(const kernel_key *key, const unsigned char *aad, size_t size, unsigned char start[BLOCK])
 {
     row_kernel_pclmul.absorb(key, aad, size, start);
 }
@@ -351,16 +420,18 @@ static void absorb(const ghash_key *key, const unsigned char *aad, size_t size, 
 static int supported(void)
 {
     return row_kernel_pclmul.supported() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("vpclmulqdq");
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("vpclmulqdq") && __builtin_cpu_supports("vaes") &&
+           __builtin_cpu_supports("aes");
 }
 
 const row_kernel row_kernel_vpclmul = {
     .name = "vpclmul",
-    .max_size = 768,
+    .max_size = 1504,
     .supported = supported,
     .init = init,
     .absorb = absorb,
     .counters = counters,
+    .encrypt = encrypt,
     .seal = seal,
     .open = open,
 };

@@ -4,7 +4,9 @@ Readers, writers and verify() all see a tape through `Body`. A *frame* here is a
 it; a *position* is the number of an item (record or byte) in the tape.
 """
 
+import _thread
 import bisect
+import functools
 import hashlib
 import hmac
 import os
@@ -647,26 +649,29 @@ def in_parallel(
         except BaseException as error:
             failures.append((number, error))
 
-    ends = [threading.Event() for _ in range(threads - 1)]
-
-    def work_aside(end: threading.Event) -> None:
+    def work_aside(end: _thread.LockType) -> None:
         try:
             work()
         finally:
-            end.set()
+            end.release()
 
-    # What the others work with is the caller's, so an interrupt is raised only when they have ended. join() would not
-    # do: interrupted once, it takes a thread that still runs for one that has ended.
-    others = [threading.Thread(target=work_aside, args=(end,), daemon=True) for end in ends]
-    todo: list[Callable[[], None]] = [*(thread.start for thread in others), work]
+    # What the others work with is the caller's, so an interrupt is raised only when they have ended. Python runs
+    # handlers of signals between the lines of its own functions, those of Thread and Event too, which may then start or
+    # wait for ever; so all threads are started in one call of C, and each end is a lock that is held until then.
+    ends = [_thread.allocate_lock() for _ in range(threads - 1)]
+    for end in ends:
+        end.acquire()
+    started: list[int] = []
+    start = functools.partial(_thread.start_new_thread, work_aside)
     waiting = True
     while waiting:
         try:
-            while todo and not failures:
-                todo.pop(0)()
-            for thread, end in zip(others, ends, strict=True):
-                if thread.ident is not None:
-                    end.wait()
+            if not failures:
+                started.extend(map(start, zip(ends, strict=True)))
+                work()
+            for end in ends[: len(started)]:
+                with end:
+                    pass
             waiting = False
         except BaseException as error:
             failures.append((-1, error))

@@ -1,7 +1,7 @@
 /* Runs one kernel of rows over cases that a test has written: no libcrypto, so that it runs on any processor an
  * emulator knows, and every buffer its own allocation, so that valgrind sees each byte outside.
  *
- * Each case: u32 size, u32 associated data size, u32 shared (1: one for all rows), u32 rows, H, keystream of each row
+ * Each case: u32 size, u32 associated data size, u32 shared (1: one for all rows), u32 rows, key, H, keystream of each row
  * (the block that masks the tag first), plaintext of each, associated data (of each, or the one), sealed rows.
  */
 
@@ -25,15 +25,15 @@ static int run(const row_kernel *kernel, FILE *file, const uint32_t head[4])
 {
     size_t size = head[0], aad_size = head[1], count = head[3], blocks = (size + 15) / 16 + 1;
     int shared = head[2] != 0, bad = 0;
-    ghash_key *key = aligned_alloc(64, (sizeof *key + 63) / 64 * 64);
-    unsigned char *h = take(file, BLOCK), *keystream = take(file, count * blocks * BLOCK);
+    kernel_key *key = aligned_alloc(64, (sizeof *key + 63) / 64 * 64);
+    unsigned char *secret = take(file, KEY_SIZE), *h = take(file, BLOCK), *keystream = take(file, count * blocks * BLOCK);
     unsigned char *plain = take(file, count * size), *aad = take(file, shared ? aad_size : count * aad_size);
     unsigned char *want = take(file, count * (size + 28)), *sealed = calloc(1, count * (size + 28));
     unsigned char *opened = calloc(1, count * size + 1), start[BLOCK] = {0};
     unsigned char *stream = malloc(count * blocks * BLOCK + STREAM_PADDING);
     row *rows = calloc(count, sizeof *rows);
     memset(stream, 0, count * blocks * BLOCK + STREAM_PADDING);
-    kernel->init(key, h);
+    kernel->init(key, secret, h);
     if (shared)
         kernel->absorb(key, aad, aad_size, start);
     for (size_t r = 0; r < count; r++) {
@@ -55,6 +55,10 @@ static int run(const row_kernel *kernel, FILE *file, const uint32_t head[4])
             block[15] = (unsigned char)(b + 1);
             bad += memcmp(block, rows[r].stream + b * BLOCK, BLOCK) != 0;
         }
+    if (kernel->encrypt != NULL) {
+        kernel->encrypt(key, stream, count * blocks * BLOCK);
+        bad += memcmp(stream, keystream, count * blocks * BLOCK) != 0;
+    }
     memcpy(stream, keystream, count * blocks * BLOCK);
     kernel->seal(key, rows, count, start);
     bad += memcmp(sealed, want, count * (size + 28)) != 0;
@@ -69,7 +73,7 @@ static int run(const row_kernel *kernel, FILE *file, const uint32_t head[4])
         for (size_t i = 0; i < size; i++)
             bad += opened[r * size + i] != (r == wrong ? 0 : plain[r * size + i]);
     }
-    free(key), free(h), free(keystream), free(plain), free(aad), free(want), free(sealed), free(opened), free(stream);
+    free(key), free(secret), free(h), free(keystream), free(plain), free(aad), free(want), free(sealed), free(opened), free(stream);
     free(rows);
     return bad;
 }
