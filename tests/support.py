@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from tapeseal import writer
 
 TESTS = Path(__file__).parent
+_PACKAGE = Path(writer.__file__).parent
 SHARED = TESTS.parents[1] / "shared"
 
 TICK = np.dtype([("number", "<u8"), ("price", "<f8")])
@@ -144,4 +146,32 @@ def blocks(data: bytes) -> list[Block]:
         found.append(block)
         at = block.stop
     assert at == len(data)
+    return found
+
+
+def _safe_repr(value: object) -> str:
+    try:
+        return repr(value)
+    except Exception:
+        return ""
+
+
+def leaks(error: BaseException | None, secrets: Iterable[str]) -> set[str]:
+    """Return which secrets an error, its causes or a frame of ours in its traceback shows."""
+    found: set[str] = set()
+    seen: set[int] = set()
+    pending = [error]
+    while pending:
+        each = pending.pop()
+        if each is None or id(each) in seen:
+            continue
+        seen.add(id(each))
+        pending += [each.__cause__, each.__context__]
+        shown = [str(each), repr(each), repr(each.args), repr(vars(each))]
+        for frame, _ in traceback.walk_tb(each.__traceback__):
+            if Path(frame.f_code.co_filename).is_relative_to(_PACKAGE):
+                shown += map(_safe_repr, frame.f_locals.values())
+                for value in frame.f_locals.values():
+                    shown += map(_safe_repr, getattr(value, "__dict__", {}).values())
+        found |= {secret for secret in secrets for text in shown if secret in text}
     return found

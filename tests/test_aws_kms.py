@@ -10,7 +10,6 @@ import pickle
 import re
 import socket
 import threading
-import traceback
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,7 +19,7 @@ import pytest
 import tapeseal
 from servers.certs import Authority
 from servers.kms import ACCOUNT, REGION, kms_server
-from support import TICK, child, ticks
+from support import TICK, child, leaks, ticks
 from tapeseal._core import SecretBuffer
 from tapeseal.datakey import DataKey
 from tapeseal.errors import (
@@ -40,7 +39,6 @@ pytestmark = pytest.mark.server
 
 CONTEXT = {"desk": "eq-us"}
 DATA_KEY = bytes(range(32, 64))
-PACKAGE = Path(tapeseal.__file__).parent
 DOCS = Path(__file__).parents[1] / "docs"
 
 
@@ -868,7 +866,7 @@ def test_a_redirect_is_not_followed(kms, ring, answers, key):
 @pytest.mark.parametrize(
     ("message", "shown"),
     [
-        (f"no \x1b[31m {SECRET} {DATA_KEY.hex()} is", "no ?[31m … … is"),
+        (f"no \x1b[31m {SECRET} {DATA_KEY.hex()} is", "no [31m … … is"),
         ("not so\nThe Canonical String is 'token'", "not so"),
         ("see https://user:password@host/", "see https://…@host/"),
         (
@@ -895,23 +893,6 @@ def test_only_what_was_sent_can_have_been_changed(ring, answers):
 
 
 # What is kept
-
-
-def leaks(error, secrets):
-    """Return which secrets an error, what led to it, or a frame of ours in its traceback shows."""
-    found, seen, pending = set(), set(), [error]
-    while pending:
-        each = pending.pop()
-        if each is None or id(each) in seen:
-            continue
-        seen.add(id(each))
-        pending += [each.__cause__, each.__context__]
-        shown = [str(each), repr(each), repr(each.args), repr(vars(each))]
-        for frame, _ in traceback.walk_tb(each.__traceback__):
-            if Path(frame.f_code.co_filename).is_relative_to(PACKAGE):
-                shown += map(repr, frame.f_locals.values())
-        found |= {secret for secret in secrets for text in shown if secret in text}
-    return found
 
 
 TOKEN = "IQoJb3JpZ2luX2VjECAaCXVzLWVhc3QtMSJHMEUCIQDcanary"

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import tapeseal.datakey
+from support import leaks
 from tapeseal._core import SecretBuffer
 from tapeseal.datakey import DataKey
 from tapeseal.errors import (
@@ -1304,34 +1304,6 @@ def test_what_a_passphrase_needs_is_imported_for_a_passphrase(plain):
 
 
 # What must not get out
-
-
-def safe_repr(value):
-    try:
-        return repr(value)
-    except Exception:
-        return ""
-
-
-def leaks(error, secrets):
-    """Return which secrets an error, its causes or a frame of ours in its traceback shows."""
-    found = set()
-    seen = set()
-    pending = [error]
-    while pending:
-        each = pending.pop()
-        if each is None or id(each) in seen:
-            continue
-        seen.add(id(each))
-        pending += [each.__cause__, each.__context__]
-        shown = [str(each), repr(each), repr(each.args), repr(vars(each))]
-        for frame, _ in traceback.walk_tb(each.__traceback__):
-            if Path(frame.f_code.co_filename).is_relative_to(PACKAGE):
-                shown += map(safe_repr, frame.f_locals.values())
-                for value in frame.f_locals.values():
-                    shown += map(safe_repr, getattr(value, "__dict__", {}).values())
-        found |= {secret for secret in secrets for text in shown if secret in text}
-    return found
 
 
 CANARY = hashlib.sha256(b"canary").digest()

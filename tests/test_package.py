@@ -34,7 +34,7 @@ LAYERS = [
     {"__init__", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-EXTRAS = {"boto3", "botocore", "hvac", "requests", "click", "rich"}
+EXTRAS = {"boto3", "botocore", "hvac", "requests", "urllib3", "click", "rich"}
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
 

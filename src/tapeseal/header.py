@@ -18,6 +18,7 @@ from tapeseal.errors import (
     InvalidTag,
     LimitError,
     NotATapeError,
+    WrappedKeyError,
 )
 from tapeseal.layout import Content, HeaderCopy, Recipient
 
@@ -142,6 +143,8 @@ def unlock(header: Header, keyring: Keyring, expect: Mapping[str, str] | None = 
             )
     try:
         data_key = keyring.unwrap(header.recipients, context)
+    except WrappedKeyError as error:
+        raise DamagedError(str(error), header.offset) from None
     except InvalidTag:
         raise DamagedError(
             "the wrapped key does not open: it or the encryption context was changed", header.offset

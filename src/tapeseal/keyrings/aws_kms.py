@@ -23,6 +23,7 @@ from tapeseal.errors import (
 )
 from tapeseal.layout import KEY_SIZE, Recipient, check_context
 from tapeseal.transport import PLACEHOLDER, Exchange
+from tapeseal.transport.foreign_text import plain
 
 PROVIDER = "aws-kms"
 
@@ -482,7 +483,7 @@ def _make_client(
         elif _NO_CREDENTIALS & {each.__name__ for each in type(error).__mro__}:
             failure = _failure(error, "no client for KMS", False)
         else:
-            failure = ValueError(f"no client for KMS: {kind}: {_shown(str(error))}")
+            failure = ValueError(f"no client for KMS: {kind}: {plain(str(error))}")
     raise failure
 
 
@@ -561,12 +562,6 @@ _NO_CREDENTIALS = {
 }
 _NO_CONNECTION = {"ConnectionError", "HTTPClientError", "OSError"}
 
-# What may be a key, a token or a password; an ARN, which may be as long, says whom a policy refused.
-_SECRET_LIKE = re.compile(
-    r"(arn:aws[a-z-]*:[a-z]+:[a-z0-9-]*:[0-9]*:[\w+=,.@/-]+)"
-    r"|[A-Za-z0-9+/=_]{40,}|(?<=//)[^/@\s]+(?=@)"
-)
-
 
 def _failure(error: Exception, what: str, is_open_alias: bool) -> TapesealError:
     """Return the error of ours that says what boto3's says, without what a service must not make us repeat."""
@@ -578,7 +573,7 @@ def _failure(error: Exception, what: str, is_open_alias: bool) -> TapesealError:
         # Not its text, which may be what a credentials' program printed.
         return AccessDeniedError(f"{what}: no usable credentials ({kind}); {_CREDENTIALS}")
     if kinds & _NO_CONNECTION:
-        return ServiceUnavailableError(f"{what}: no answer: {kind}: {_shown(str(error))}; {_LATER}")
+        return ServiceUnavailableError(f"{what}: no answer: {kind}: {plain(str(error))}; {_LATER}")
     return ServiceUnavailableError(f"{what}: that is no answer of KMS: {kind}; {_LATER}")
 
 
@@ -589,7 +584,7 @@ def _refusal(error: Any, what: str, is_open_alias: bool) -> TapesealError:
     if not re.fullmatch("[A-Za-z]{1,64}", code):
         # Without a code of KMS's own the message is the whole body, of a proxy say.
         code, message = f"HTTP status {status}", ""
-    operation = _shown(str(error.operation_name))
+    operation = plain(str(error.operation_name))
     if operation not in _METHODS:
         what = f"{what}: {operation}"  # such as AssumeRole, for the credentials
     kind: _Kind
@@ -603,13 +598,6 @@ def _refusal(error: Any, what: str, is_open_alias: bool) -> TapesealError:
         kind, advice = ServiceUnavailableError, _LATER
     elif kind is WrappedKeyError and operation != "Decrypt":
         kind, advice = ServiceUnavailableError, "that is no answer of KMS"
-    text = ": ".join(filter(None, [code, _shown(message)]))
+    # Of a signature that does not match, the further lines hold the session token.
+    text = ": ".join(filter(None, [code, plain(message.partition("\n")[0])]))
     return kind(f"{what}: refused: {text}; {advice}")
-
-
-def _shown(text: str) -> str:
-    """Return the first line of a foreign text, capped, without what may be a key or a token."""
-    line = text.partition("\n")[0][:4096]
-    line = _SECRET_LIKE.sub(lambda found: found[1] or "…", line)
-    printable = "".join(each if " " <= each <= "~" or each == "…" else "?" for each in line)
-    return printable if len(printable) <= 240 else printable[:240] + "…"

@@ -28,8 +28,9 @@ from tapeseal.errors import (
 )
 from tapeseal.layout import Recipient, wrap_binding
 from tapeseal.transport import PLACEHOLDER_TEXT, Exchange
+from tapeseal.transport.foreign_text import plain
 from tapeseal.transport.vault import SecretAdapter
-from tapeseal.vault.connection import plain, said_by
+from tapeseal.vault.connection import said_by
 from tapeseal.vault.logins import TokenFile
 from tapeseal.vault.session import VaultSession
 

@@ -31,8 +31,8 @@ _EXCEPTIONS: dict[Kind, type[requests.RequestException]] = {
 class SecretAdapter(JSONAdapter):  # type: ignore[misc] # hvac has no types
     """hvac's JSONAdapter that sends and receives by this package inside an Exchange.
 
-    For `hvac.Client(adapter=SecretAdapter)`; of a client that exists already:
-    `client.adapter = SecretAdapter.from_adapter(client.adapter)`. The client's own settings hold:
+    For `hvac.Client(adapter=SecretAdapter)`; a client that exists already is not turned into one,
+    for its `secrets` and `auth` keep the adapter they began with. The client's own settings hold:
     verify, cert, timeout (its read half here for the whole of an answer), proxies (CONNECT),
     namespace. Failures on the way are requests' own exceptions, ConnectionError where an answer was
     refused; their first argument is the transport's WireError.

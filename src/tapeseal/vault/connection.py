@@ -15,12 +15,12 @@ import requests
 from hvac.exceptions import VaultError
 from requests.utils import select_proxy
 
+from tapeseal.transport.foreign_text import plain
 from tapeseal.transport.vault import SecretAdapter, SecretSender
 from tapeseal.transport.wire import Route, WireError
 
 CONNECT_SECONDS: Final = 1.0
 _LEAST_SECONDS = 0.05
-_MAX_SAID = 200
 _LOOPBACK = re.compile(r"localhost|127(?:\.[0-9]{1,3}){3}|::1")
 
 # Statuses that say that this node did nothing, and that another, or the same a little later, may.
@@ -243,13 +243,6 @@ def said_by(error: VaultError, hide: Iterable[str] = ()) -> str:
         if each:
             text = text.replace(each, "…")
     return plain(text)
-
-
-def plain(text: str) -> str:
-    """Return text on one line, cut, without what could be a token or a key."""
-    text = re.sub(r"\b(?:hv)?[sbr]\.[A-Za-z0-9_-]{20,}|[A-Za-z0-9+/=_-]{40,}", "…", text[:4096])
-    text = "".join(c if c.isprintable() else " " for c in text)
-    return " ".join(text.split())[:_MAX_SAID]
 
 
 def bare(error: Exception) -> Exception:
