@@ -35,7 +35,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tapeseal
-from support import start_child
+from support import TICK, start_child
+from tapeseal import header, layout
 from tapeseal._core import SecretBuffer
 from tapeseal.cli import app
 from tapeseal.datakey import DataKey
@@ -294,6 +295,28 @@ def test_changed_wraps(private: Path, rsa_private: Path, rsa_key: rsa.RSAPrivate
                     ring.unwrap([recipient._replace(wrapped=text)], CONTEXT)
                 messages.add(str(caught.value))
         assert len(messages) == 1
+
+
+def test_a_tape_with_a_forged_wrap(tmp_path: Path, private: Path) -> None:
+    """Opening a tape says which recipient does not open, and where in the file that stands."""
+    path = tmp_path / "day.tape"
+    keyring = PublicKeyKeyring(private)
+    tapeseal.open(path, "x", keyring=keyring, dtype=TICK, encryption_context=CONTEXT).close()
+    with path.open("r+b") as file:
+        found = header.read_file(file.fileno()).copy
+        other = keyring.generate({"desk": "other"})[1]
+        signed = layout.build_header(
+            found.tape_id,
+            found.generation,
+            found.content,
+            layout.build_recipients(other),
+            found.copies,
+            found.copy_size,
+        )
+        file.write(layout.seal_header(signed, found.mac) * 2)
+    with pytest.raises(tapeseal.DamagedError, match=r"public-key:\S+ does not open") as caught:
+        tapeseal.open(path, keyring=keyring)
+    assert 0 == caught.value.offset
 
 
 def test_spare_bits_of_base64(private: Path) -> None:

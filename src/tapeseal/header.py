@@ -143,12 +143,11 @@ def unlock(header: Header, keyring: Keyring, expect: Mapping[str, str] | None = 
             )
     try:
         data_key = keyring.unwrap(header.recipients, context)
-    except WrappedKeyError as error:
-        raise DamagedError(str(error), header.offset) from None
-    except InvalidTag:
-        raise DamagedError(
-            "the wrapped key does not open: it or the encryption context was changed", header.offset
-        ) from None
+    except InvalidTag as error:
+        said = "the wrapped key does not open: it or the encryption context was changed"
+        if isinstance(error, WrappedKeyError):  # which says which recipient's
+            said = str(error)
+        raise DamagedError(said, header.offset) from None
     try:
         check_mac(data_key, header.copy, header.offset)
     except BaseException:
