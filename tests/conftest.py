@@ -1,5 +1,6 @@
 """Fixtures that several test modules share, and the settings of hypothesis."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,7 +9,9 @@ import hypothesis
 import numpy as np
 import pytest
 
+import tapeseal
 from tapeseal.keyrings.local import LocalKeyring, create_key_file
+from tapeseal.keyrings.public_key import PublicKeyKeyring, create_key_pair
 
 if TYPE_CHECKING:
     from servers.bao import Cluster, Server, SingleServer
@@ -96,3 +99,30 @@ def kms(tmp_path_factory: pytest.TempPathFactory) -> Iterator["KmsServer"]:
 
     with kms_server(tmp_path_factory.mktemp("kms")) as server:
         yield server
+
+
+@pytest.fixture
+def services(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kms: "KmsServer", bao: "Server"
+) -> dict[str, tapeseal.Keyring]:
+    """Keyrings of KMS, of Vault and over an escrow's private half."""
+    import hvac
+
+    from servers.kms import REGION
+    from tapeseal.keyrings.aws_kms import AwsKmsKeyring
+    from tapeseal.keyrings.vault_transit import VaultTransitKeyring
+
+    for name, value in kms.admin_user.items():
+        monkeypatch.setenv(name, value)
+    mount = f"transit-{os.urandom(4).hex()}"
+    bao.admin.sys.enable_secrets_engine("transit", path=mount)
+    bao.admin.adapter.post(f"/v1/{mount}/keys/archive", json={"derived": True})
+    client = hvac.Client(bao.address, token=bao.token, timeout=30)
+    create_key_pair(tmp_path / "escrow")
+    return {
+        "kms": AwsKmsKeyring(
+            kms.make_key(), region=REGION, endpoint_url=kms.address, read_timeout=30
+        ),
+        "vault": VaultTransitKeyring(f"{mount}/archive", client),
+        "escrow": PublicKeyKeyring(tmp_path / "escrow"),
+    }

@@ -798,33 +798,6 @@ def test_threads_share_a_quorum(rings: list[LocalKeyring]) -> None:
 # With the services
 
 
-@pytest.fixture
-def services(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kms: Any, bao: Any
-) -> dict[str, tapeseal.Keyring]:
-    """Keyrings of KMS, of Vault and over an escrow's private half."""
-    import hvac
-
-    from servers.kms import REGION
-    from tapeseal.keyrings.aws_kms import AwsKmsKeyring
-    from tapeseal.keyrings.vault_transit import VaultTransitKeyring
-
-    for name, value in kms.admin_user.items():
-        monkeypatch.setenv(name, value)
-    mount = f"quorum-{os.urandom(4).hex()}"
-    bao.admin.sys.enable_secrets_engine("transit", path=mount)
-    bao.admin.adapter.post(f"/v1/{mount}/keys/archive", json={"derived": True})
-    client = hvac.Client(bao.address, token=bao.token, timeout=30)
-    create_key_pair(tmp_path / "escrow")
-    return {
-        "kms": AwsKmsKeyring(
-            kms.make_key(), region=REGION, endpoint_url=kms.address, read_timeout=30
-        ),
-        "vault": VaultTransitKeyring(f"{mount}/archive", client),
-        "escrow": PublicKeyKeyring(tmp_path / "escrow"),
-    }
-
-
 @pytest.mark.server
 def test_services_one_is_enough(tmp_path: Path, services: dict[str, tapeseal.Keyring]) -> None:
     """A tape for KMS, Vault and an escrow opens with each alone, whichever generated the key."""
