@@ -2,10 +2,11 @@
 
 import json
 import os
-import shutil
+import random
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 import tapeseal
+from support import child, start_child
 from tapeseal import fleet
 from tapeseal.errors import DamagedError, KeyUnavailableError, NotATapeError
 from tapeseal.fleet import Condition, blast_radius, find_tapes, rewrap_fleet
@@ -211,72 +213,139 @@ def test_stopping_ends_what_has_begun(tmp_path: Path, move: Move) -> None:
     assert "failed" not in done
 
 
-def kill_at_random(folder: Path, paths: list[str], seed: int) -> list[int]:
-    """Rewrap in a child that is killed, and return the generations then."""
-    program = (
-        "import sys, tapeseal\n"
-        "from tapeseal.fleet import rewrap_fleet, find_tapes\n"
-        "old, new = tapeseal.keyring('local:' + sys.argv[1]), tapeseal.keyring('local:' + sys.argv[2])\n"
-        "print('ready', flush=True)\n"
-        "for each in rewrap_fleet(find_tapes([sys.argv[3]]), keyring=old, to=new, journal=sys.argv[4]):\n"
-        "    assert each.state != 'failed', each\n"
-    )
-    arguments = [folder / "old.key", folder / "new.key", folder / "tapes", folder / "journal"]
-    child = subprocess.Popen(
-        [sys.executable, "-c", program, *map(str, arguments)], stdout=subprocess.PIPE
-    )
-    assert child.stdout is not None
-    child.stdout.readline()
-    time.sleep(seed * 0.01)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    child.stdout.close()
-    return [tapeseal.inspect(path).generation for path in paths]
+REWRAP = """
+import sys, tapeseal
+from tapeseal.fleet import find_tapes, rewrap_fleet
+
+old, new = (tapeseal.keyring("local:" + path) for path in sys.argv[1:3])
+journal, threads = sys.argv[4], int(sys.argv[5])
+print("ready", flush=True)
+for each in rewrap_fleet(
+    find_tapes([sys.argv[3]]), keyring=old, to=new, journal=journal, threads=threads
+):
+    assert each.state != "failed", each
+"""
+
+
+def done_tapes(journal: Path) -> list[str]:
+    """Return the tapes that a journal names; what a kill cut counts for nothing."""
+    lines = journal.read_bytes().split(b"\n")[1:-1] if journal.exists() else []
+    return [json.loads(line)["path"] for line in lines]
 
 
 @pytest.mark.slow
-def test_killed_runs_go_on(tmp_path: Path) -> None:
+def test_killed_runs_go_on(tmp_path: Path, move: Move) -> None:
     """kill -9 at any time leaves every tape open to one of the keyrings, and the next run goes on from there."""
-    for name in ("old.key", "new.key"):
-        create_key_file(tmp_path / name)
-    old, new = LocalKeyring(tmp_path / "old.key"), LocalKeyring(tmp_path / "new.key")
+    old, new = move
     paths = make_tapes(tmp_path / "tapes", old, 300)
     bodies = [body(path) for path in paths]
-    seen = set()
-    for seed in range(20):
-        generations = kill_at_random(tmp_path, paths, seed)
-        seen.add(sum(generations))
-        assert {opens(path, old) + opens(path, new) for path in paths} == {1}
-    assert len(seen) > 1
-    rest = list(rewrap_fleet(paths, keyring=old, to=new, journal=tmp_path / "journal"))
+    journal = tmp_path / "journal"
+    chance = random.Random(1)
+    in_the_midst, moves = 0, 0
+    for _ in range(40):
+        running = start_child(REWRAP, old.path, new.path, tmp_path / "tapes", journal, 4)
+        assert running.stdout is not None
+        running.stdout.readline()
+        time.sleep(chance.uniform(0, 0.06))
+        running.kill()
+        running.wait()
+        running.stdout.close()
+        moved = {path for path in paths if opens(path, new)}
+        assert {path for path in paths if opens(path, old)} == set(paths) - moved
+        assert set(done_tapes(journal)) <= moved
+        assert [body(path) for path in paths] == bodies
+        in_the_midst += 0 < len(moved) < len(paths)
+        if len(moved) == len(paths):
+            # There is nothing left for the next kill to hit: all the way back.
+            old, new = new, old
+            journal.unlink()
+            moves += 1
+    assert in_the_midst > 0
+    rest = list(rewrap_fleet(paths, keyring=old, to=new, journal=journal))
     assert {result.state for result in rest} <= {"rewrapped", "skipped"}
     assert [opens(path, new) for path in paths] == [True] * 300
     assert [body(path) for path in paths] == bodies
 
 
-@pytest.mark.skipif(not shutil.which("strace"), reason="strace counts what is written")
+def traced(command: list[object], trace: list[object]) -> int:
+    """Run Python's `command` under strace, which must be there and allowed, and return its status."""
+    try:
+        ran = subprocess.run(
+            ["strace", "-f", "-o", *map(str, trace), sys.executable, "-c", *map(str, command)],
+            capture_output=True,
+        )
+    except FileNotFoundError:
+        pytest.skip("strace is not there")
+    if b"ptrace" in ran.stderr:
+        pytest.skip("the system does not allow ptrace")
+    assert ran.returncode in (0, -signal.SIGKILL, 128 + signal.SIGKILL), ran.stderr
+    return ran.returncode
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("call", "times"), [("pwrite64", 4), ("fsync", 4), ("write", 2), ("ftruncate", 1)]
+)
+def test_killed_before_every_call(tmp_path: Path, move: Move, call: str, times: int) -> None:
+    """A kill before each single write or sync of a run leaves each tape open, and the next run does the rest."""
+    old, new = move
+    # Of each tape two header copies are written and synced, and a line of the journal; the last run is not killed.
+    for number in range(1, times + 2):
+        folder = tmp_path / str(number)
+        paths = make_tapes(folder / "tapes", old, 2)
+        bodies = [body(path) for path in paths]
+        journal = folder / "journal"
+        # Its first line is another thread's, and strace counts each thread's calls.
+        list(rewrap_fleet([], keyring=old, to=new, journal=journal))
+        trace: list[object] = [folder / "trace", "-e", f"trace={call}"]
+        trace += ["-e", f"inject={call}:error=EINTR:signal=SIGKILL:when={number}"]
+        for path in (*paths, journal):
+            trace += ["-P", path]
+        status = traced([REWRAP, old.path, new.path, folder / "tapes", journal, 1], trace)
+        assert (number <= times) == (status != 0)
+        moved = {path for path in paths if opens(path, new)}
+        assert {path for path in paths if opens(path, old)} == set(paths) - moved
+        assert set(done_tapes(journal)) <= moved
+        rest = Counter(states(list(rewrap_fleet(paths, keyring=old, to=new, journal=journal))))
+        assert Counter(rewrapped=2 - len(moved), skipped=len(moved)) == rest
+        assert [opens(path, new) for path in paths] == [True] * 2
+        assert [body(path) for path in paths] == bodies
+
+
 def test_bytes_written(tmp_path: Path, move: Move) -> None:
     """A rewrap writes at most 16 KiB of a tape."""
     old, new = move
     (path,) = make_tapes(tmp_path, old, 1)
-    program = (
-        "import sys, tapeseal\n"
-        "from tapeseal.fleet import rewrap_fleet\n"
-        "keyrings = [tapeseal.keyring('local:' + path) for path in sys.argv[1:3]]\n"
-        "(done,) = rewrap_fleet([sys.argv[3]], keyring=keyrings[0], to=keyrings[1])\n"
-        "assert done.state == 'rewrapped', done\n"
-    )
     trace = tmp_path / "trace"
-    command = ["strace", "-f", "-y", "-e", "trace=write,pwrite64,writev,pwritev", "-o", str(trace)]
-    ran = subprocess.run(
-        [*command, sys.executable, "-c", program, old.path, new.path, path], capture_output=True
-    )
-    if ran.returncode != 0 and b"ptrace" in ran.stderr:
-        pytest.skip("the system does not allow ptrace")
-    assert ran.returncode == 0, ran.stderr
-    writes = [line for line in trace.read_text().splitlines() if path in line]
+    wanted = [trace, "-y", "-e", "trace=write,pwrite64,writev,pwritev"]
+    assert 0 == traced([REWRAP, old.path, new.path, tmp_path, tmp_path / "journal", 1], wanted)
+    writes = [line for line in trace.read_text().splitlines() if path in line.partition(",")[0]]
     written = [int(line.rpartition("= ")[2]) for line in writes]
     assert 0 < sum(written) <= 16384
+    assert opens(path, new)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/io"), reason="reads /proc/self/io")
+@pytest.mark.parametrize("torn", [False, True])
+def test_bytes_written_in_all(tmp_path: Path, move: Move, torn: bool) -> None:
+    """All that a run writes, its journal too, is at most 16 KiB a tape, also where a header copy is torn."""
+    old, new = move
+    paths = make_tapes(tmp_path / "tapes", old, 50)
+    for path in paths * torn:
+        with open(path, "r+b") as file:
+            file.write(bytes(100))
+    count = """
+        def written():
+            return int(dict(line.split(": ") for line in open("/proc/self/io"))["wchar"])
+
+        before = written()
+    """
+    program = f"{textwrap.dedent(count)}{REWRAP}\nprint(written() - before)"
+    ran = child(program, old.path, new.path, tmp_path / "tapes", tmp_path / "journal", 2)
+    assert "" == ran.stderr
+    ready, written = ran.stdout.split()
+    assert 50 * 2 * 4096 < int(written) - len(ready) <= 50 * 16384
+    assert [opens(path, new) for path in paths] == [True] * 50
 
 
 def test_find_tapes(tmp_path: Path, move: Move, monkeypatch: pytest.MonkeyPatch) -> None:
