@@ -156,7 +156,11 @@ def main() -> None:
                     for part in question.parts
                     for result in measure(part, workers, status.update)
                 ]
-                sized = [result for result in results if "size" in result.row.options]
+                sized = [
+                    result
+                    for result in results
+                    if "size" in result.row.options and "large" not in result.row.options
+                ]
                 for layout in by_size.tables(sized):
                     console.print(layout, "")
                 others = [result for result in results if result not in sized]

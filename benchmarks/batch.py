@@ -1,5 +1,6 @@
 """A batch of records to be sealed one by one: what every subject of the question `rows` is given and must return."""
 
+import ctypes
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -13,6 +14,7 @@ from benchmarks.harness import Job, Settings
 
 KEY = b"32 bytes of key that is public.."
 NONCE_SIZE, TAG_SIZE = 12, 16
+LARGE = 20  # batches in a large one: starting a thread must not be most of what two threads take
 
 
 class AnyAESGCM(Protocol):
@@ -33,7 +35,6 @@ class Batch:
 
     def __init__(self, settings: Settings, size: int, share: float = 1) -> None:
         whole = min(settings.row_records, settings.row_bytes // size)
-        self.size = size
         self.count = max(2, round(whole * share))
         random = np.random.default_rng(size)
         self.records = random.integers(0, 256, (self.count, size), np.uint8)
@@ -111,6 +112,7 @@ class Batch:
         parts = [slice(start, stop) for start, stop in pairwise(edges)]
         pool = ThreadPoolExecutor(threads)
         self.calls = 3
+        _keep_freed_memory()
 
         def all_parts(work: Callable[[slice], None]) -> Callable[[], object]:
             if threads == 1:
@@ -121,6 +123,15 @@ class Batch:
         if key is not None:
             self.check(key)
         return job
+
+
+def _keep_freed_memory() -> None:
+    # Else glibc gives it back to the system, for one library and not for another, and each batch faults it in anew:
+    # that made messages of 64 KiB take four times as long.
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        for parameter, size in ((-1, 2**28), (-3, 2**25)):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+            libc.mallopt(parameter, size)
 
 
 def _as_bytes(rows: NDArray[np.uint8]) -> list[bytes]:

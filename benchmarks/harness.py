@@ -39,7 +39,7 @@ class Settings:
     slice_records: int = 1_000_000
     lookups: int = 500
     row_records: int = 10_000  # of a batch, or as many as make row_bytes
-    row_bytes: int = 16 * MIB
+    row_bytes: int = MIB  # larger ones measure the memory too, which other work shares
 
     @classmethod
     def quick(cls, directory: str) -> Self:
@@ -54,8 +54,8 @@ class Settings:
             records=200_000,
             slice_records=200_000,
             lookups=20,
-            row_records=500,
-            row_bytes=MIB,
+            row_records=1000,
+            row_bytes=MIB // 4,
         )
 
     def path(self, name: str) -> Path:

@@ -6,7 +6,7 @@ That call works on 128 bits at a time, so libraries with wider AES can take less
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from benchmarks.batch import KEY, Batch
+from benchmarks.batch import KEY, LARGE, Batch
 from benchmarks.harness import Job, Settings
 from benchmarks.subjects import native
 
@@ -19,7 +19,7 @@ def version() -> str:
 
 def rows(settings: Settings, size: int, opening: bool, threads: int) -> Job:
     """Encrypt for each record the counter blocks of its bytes and of its tag."""
-    batch = Batch(settings, size)
+    batch = Batch(settings, size, LARGE if threads > 1 else 1)
     count = batch.count * (-(-size // 16) + 1)
     plain = np.zeros((count, 16), np.uint8)
     plain[:, 8:] = np.arange(count, dtype=">u8").view(np.uint8).reshape(-1, 8)

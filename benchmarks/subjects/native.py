@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.batch import Batch, reference
+from benchmarks.batch import LARGE, Batch, reference
 from benchmarks.harness import FRAME_RECORDS, FRAME_SIZE, RECORD_SIZE, Job, Settings
 
 OVERHEAD = 24 + 16
@@ -166,9 +166,10 @@ def rows(
     opening: bool,
     threads: int,
     loop: Callable[[], ctypes.CDLL] = evp_rows,
+    large: bool = False,
 ) -> Job:
     """Seal or open each record by itself, by a loop of this or another library."""
-    batch = Batch(settings, size)
+    batch = Batch(settings, size, LARGE if large or threads > 1 else 1)
     call = loop().rows
 
     def run(sealing: bool, plain: NDArray[np.uint8]) -> None:

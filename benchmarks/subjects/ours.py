@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from numpy.typing import NDArray
 
 import tapeseal
-from benchmarks.batch import Batch
+from benchmarks.batch import LARGE, Batch
 from benchmarks.harness import FRAME_SIZE, RECORD_SIZE, RECORDS_FILE, Job, Settings
 from benchmarks.subjects import startup
 from tapeseal import _core, header
@@ -112,10 +112,10 @@ def _row_key(rows: tapeseal.RowEncryptor, keyring: tapeseal.Keyring) -> AESGCM:
         return AESGCM(view)
 
 
-def rows(settings: Settings, size: int, opening: bool, threads: int) -> Job:
+def rows(settings: Settings, size: int, opening: bool, threads: int, large: bool = False) -> Job:
     """Seal or open records, each by itself, in one call for all."""
     keyring = _keyring(settings)
-    batch = Batch(settings, size)
+    batch = Batch(settings, size, LARGE if large or threads > 1 else 1)
     records = batch.records.view(f"V{size}").ravel()
     sealed = batch.sealed.view(f"V{batch.sealed.shape[1]}").ravel()
     opened = batch.opened.view(f"V{size}").ravel()
