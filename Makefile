@@ -29,7 +29,7 @@ if ! { $(1); } >/dev/null 2>&1; then \
 fi
 endef
 
-.PHONY: setup demo test test-all check coverage sanitize bench bench-quick dist clean help tools FORCE
+.PHONY: setup demo test test-all check coverage sanitize bench bench-quick dist clean help tools bench-libraries FORCE
 
 setup: $(venv)/installed ## set everything up in .venv (the default)
 
@@ -70,10 +70,10 @@ sanitize: setup ## run the fast tests under AddressSanitizer and UndefinedBehavi
 	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc \
 	  PYTHONPATH=build/sanitize $(pytest) -m "not slow" $(ARGS)
 
-bench: setup $(venv)/bench ## compare with the peers, as a table and a plot
+bench: setup $(venv)/bench bench-libraries ## compare with the peers, as a table and a plot
 	@$(python) -m benchmarks $(ARGS)
 
-bench-quick: setup $(venv)/bench ## run each benchmark briefly: does it run, is it right
+bench-quick: setup $(venv)/bench bench-libraries ## run each benchmark briefly: does it run, is it right
 	@mkdir -p build && echo "Running the benchmarks briefly"
 	@$(python) -m pytest benchmarks --benchmark-min-rounds=1 --benchmark-max-time=0.05 --benchmark-warmup=off \
 	  --benchmark-json=build/benchmarks.json $(ARGS)
@@ -144,6 +144,12 @@ $(venv)/installed: pyproject.toml setup.py $(core) $(venv)/libcrypto $(if $(wild
 	  $(python) setup.py -q build_ext --inplace --force; \
 	fi
 	@touch $@
+
+# What the benchmarks compile against; they go on without it.
+bench-libraries: | tools
+	@if [ "$$(uname -m)" = x86_64 ]; then \
+	  ( $(call need,echo "#include <intel-ipsec-mb.h>" | gcc -E -,libipsec-mb-dev) ) || true; fi
+	@( $(call need,echo "#include <openssl/evp.h>" | gcc -E -,libssl-dev) ) || true
 
 $(venv)/bench $(venv)/fuzz: pyproject.toml | $(python)
 	@echo "Installing dependency group $(@F)"

@@ -1,4 +1,4 @@
-"""`python -m benchmarks [--quick] [--json FILE] [NAME ...]`: the comparison, as one table a question."""
+"""`python -m benchmarks [--quick] [--json FILE] [--plot DIR] [NAME ...]`: the comparison, as tables a question."""
 
 import argparse
 import json
@@ -14,7 +14,8 @@ from rich.bar import Bar
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.harness import SUBJECTS, Result, Workers, measure, scratch_settings
+from benchmarks import by_size
+from benchmarks.harness import SUBJECTS, MissingError, Result, Workers, measure, scratch_settings
 from benchmarks.questions import QUESTIONS, Question, Results
 
 
@@ -83,10 +84,13 @@ def _speed(result: Result) -> float:
 
 
 def measures(question: Question, by_median: Results, by_minimum: Results) -> list[dict[str, Any]]:
-    """Compute the measures that have a target."""
+    """Compute the measures that have a target, but for those of what is not installed."""
     lines = []
     for wanted in question.measures:
-        value = wanted.compute(by_median)
+        try:
+            value = wanted.compute(by_median)
+        except MissingError:
+            continue
         lines.append(
             {
                 "measure": wanted.text,
@@ -125,6 +129,9 @@ def main() -> None:
         "--quick", action="store_true", help="small sizes, few rounds: does it run?"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers there")
+    parser.add_argument(
+        "--plot", type=Path, metavar="DIR", help="also draw rows.png and rows.svg there"
+    )
     arguments = parser.parse_args()
     unknown = [name for name in arguments.names if name not in QUESTIONS]
     if unknown:
@@ -144,8 +151,23 @@ def main() -> None:
                     label: workers[subject].ask(do="fact", job=job, options=options)["value"]
                     for label, (subject, job, options) in question.facts.items()
                 }
-                results = measure(question.rows, workers, status.update)
-                console.print(table(question, results), "")
+                results = [
+                    result
+                    for part in question.parts
+                    for result in measure(part, workers, status.update)
+                ]
+                sized = [
+                    result
+                    for result in results
+                    if "size" in result.row.options and "large" not in result.row.options
+                ]
+                for layout in by_size.tables(sized):
+                    console.print(layout, "")
+                others = [result for result in results if result not in sized]
+                if others:
+                    console.print(table(question, others), "")
+                if sized and arguments.plot:
+                    by_size.plot(sized, arguments.plot)
                 report["results"] += [asdict(result) for result in results]
                 unsteady += sum(result.unsteady for result in results if not result.missing)
                 report["measures"] += measures(

@@ -38,6 +38,8 @@ class Settings:
     records: int = 4_000_000
     slice_records: int = 1_000_000
     lookups: int = 500
+    row_records: int = 10_000  # of a batch, or as many as make row_bytes
+    row_bytes: int = MIB  # larger ones measure the memory too, which other work shares
 
     @classmethod
     def quick(cls, directory: str) -> Self:
@@ -52,6 +54,8 @@ class Settings:
             records=200_000,
             slice_records=200_000,
             lookups=20,
+            row_records=1000,
+            row_bytes=MIB // 4,
         )
 
     def path(self, name: str) -> Path:
@@ -124,6 +128,9 @@ class Subject:
 SUBJECTS = {
     "ours": Subject("tapeseal"),
     "native": Subject("C loop"),
+    "floor": Subject("AES alone"),
+    "system": Subject("C loop, system's OpenSSL", "apt-get install libssl-dev"),
+    "ipsec_mb": Subject("intel-ipsec-mb", "apt-get install libipsec-mb-dev (x86-64 only)"),
     "startup": Subject("numpy"),
     "coreutils": Subject("cp"),
     "age": Subject("age", "apt-get install age"),
@@ -131,6 +138,7 @@ SUBJECTS = {
     "esdk": Subject("aws-encryption-sdk", "pip install 'aws-encryption-sdk[MPL]'"),
     "parquet": Subject("pyarrow", "pip install pyarrow"),
     "google_tink": Subject("tink", "pip install tink"),
+    "pycryptodome": Subject("pycryptodome", "pip install pycryptodome"),
 }
 
 

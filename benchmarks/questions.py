@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
-from benchmarks.harness import RECORD_SIZE, Result, Row
+from benchmarks.harness import RECORD_SIZE, MissingError, Result, Row
 
 SEAL, OPEN = "seal 64 KiB frames", "open 64 KiB frames"
 ONE, TWO, CACHED = ", 1 thread", ", 2 threads", ", 1 thread, in the L2 cache"
@@ -14,6 +15,9 @@ ENCRYPT, DECRYPT = "encrypt a file on tmpfs", "decrypt a file on tmpfs"
 LOOKUP, SLICE = "read one record of a large tape", "read a slice of records, 2 threads"
 IMPORT = "start Python and import"
 MEMORY = "memory"
+ROW_SIZES = (16, 36, 48, 56, 80, 128, 368, 1024, 4096, 65536)
+ONE_ROW = "a batch of one record"
+ONE_LARGE = ", 1 thread, a large batch"  # what two threads are given
 
 
 class Results:
@@ -25,9 +29,20 @@ class Results:
         self.facts = facts
 
     def ns(self, subject: str, label: str) -> float:
-        """Nanoseconds a run."""
-        time: float = getattr(self._by_row[subject, label], self._statistic)
+        """Nanoseconds a run.
+
+        Raises:
+            MissingError: the subject is not installed.
+        """
+        result = self._by_row[subject, label]
+        if result.missing:
+            raise MissingError(result.missing)
+        time: float = getattr(result, self._statistic)
         return time
+
+    def ns_per_record(self, subject: str, label: str) -> float:
+        """Nanoseconds a record."""
+        return self.ns(subject, label) / self._by_row[subject, label].records
 
     def ns_per_byte(self, subject: str, label: str) -> float:
         """Nanoseconds a byte of plaintext."""
@@ -65,6 +80,11 @@ class Question:
     rows: list[Row]
     measures: list[Measure]
     facts: dict[str, tuple[str, str, dict[str, Any]]] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> list[list[Row]]:
+        """Rows that take turns: those of one record size, so that not all sizes are in memory at once."""
+        return [list(part) for _, part in groupby(self.rows, lambda row: row.options.get("size"))]
 
 
 def _rows(label: str, *rows: tuple[str, str, dict[str, Any]]) -> list[Row]:
@@ -227,6 +247,95 @@ def _import() -> Question:
     )
 
 
+def _rows_label(opening: bool, size: int = RECORD_SIZE) -> str:
+    return f"{'open' if opening else 'seal'} rows of {size} bytes"
+
+
+def _one_by_one() -> Question:
+    peers = (
+        "floor", "ours", "native", "system", "ipsec_mb", "pyca", "google_tink", "pycryptodome", "esdk",
+    )  # fmt: skip
+    rows: list[Row] = []
+    for size in ROW_SIZES:
+        for opening in (False, True):
+            for threads, end in ((1, ONE), (2, TWO)):
+                options = {"size": size, "opening": opening, "threads": threads}
+                label = _rows_label(opening, size) + end
+                rows += _rows(label, *((peer, "rows", options) for peer in peers))
+            if size == RECORD_SIZE:
+                base = {"size": size, "opening": opening, "threads": 1, "large": True}
+                label = _rows_label(opening) + ONE_LARGE
+                rows += _rows(label, ("native", "rows", base), ("ours", "rows", base))
+    for opening, verb in ((False, "seal"), (True, "open")):
+        rows += _rows(f"{verb} {ONE_ROW}", ("ours", "one_row", {"opening": opening}))
+
+    def gain(results: Results, subject: str, label: str) -> float:
+        alone, shared = (results.ns(subject, label + end) for end in (ONE_LARGE, TWO))
+        return alone / shared
+
+    def times_ours(results: Results, subject: str, label: str) -> float:
+        return results.ns_per_record(subject, label) / results.ns_per_record("ours", label)
+
+    sealing, opened = (_rows_label(opening) + ONE for opening in (False, True))
+    measures = [
+        Measure(
+            f"{sealing}: times AES alone",
+            lambda results: 1 / times_ours(results, "floor", sealing),
+            2,
+            at_least=False,
+        ),
+        *(
+            Measure(
+                f"{sealing}: times as fast as {name}",
+                lambda results, peer=peer: times_ours(results, peer, sealing),  # type: ignore[misc]
+                target,
+            )
+            for peer, name, target in (
+                ("native", "the C loop", 4),
+                ("system", "the C loop with the system's libcrypto", 8),
+                ("ipsec_mb", "intel-ipsec-mb", 2.5),
+                ("pyca", "cryptography", 30),
+            )
+        ),
+        Measure(
+            f"{opened}: time beside sealing",
+            lambda results: results.ns("ours", opened) / results.ns("ours", sealing),
+            1.15,
+            at_least=False,
+        ),
+    ]
+    facts = {}
+    for opening, verb in ((False, "seal"), (True, "open")):
+        label, one = _rows_label(opening), f"{verb} {ONE_ROW}"
+        memory = f"{verb} rows: memory over the output"
+        facts[memory] = ("ours", "rows_memory", {"opening": opening})
+        measures += [
+            Measure(
+                f"{label}: share of what the C loop gains from a second thread",
+                lambda results, label=label: (  # type: ignore[misc]
+                    gain(results, "ours", label) / gain(results, "native", label)
+                ),
+                0.95,
+            ),
+            Measure(
+                one,
+                lambda results, one=one: results.ns_per_record("ours", one) / 1000,  # type: ignore[misc]
+                1,
+                at_least=False,
+                unit="µs",
+            ),
+            Measure(
+                memory,
+                lambda results, memory=memory: results.facts[memory],  # type: ignore[misc]
+                1,
+                at_least=False,
+                unit="MiB",
+            ),
+        ]
+    return Question("rows", rows, measures, facts)
+
+
 QUESTIONS = {
-    question.name: question for question in (_frames(), _append(), _file(), _read(), _import())
+    question.name: question
+    for question in (_frames(), _append(), _file(), _read(), _import(), _one_by_one())
 }

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from benchmarks.batch import LARGE, Batch, reference
 from benchmarks.harness import FRAME_RECORDS, FRAME_SIZE, RECORD_SIZE, Job, Settings
 
 OVERHEAD = 24 + 16
@@ -18,20 +20,46 @@ OVERHEAD = 24 + 16
 ROOT = Path(__file__).parents[2]
 
 
-@functools.cache
-def _loops() -> ctypes.CDLL:
+def build(source: str, *flags: str) -> ctypes.CDLL:
+    """Compile a file of `benchmarks/native` and load it."""
+    with tempfile.TemporaryDirectory() as directory:
+        library = f"{directory}/{source}.so"
+        command = ["gcc", "-O2", "-shared", "-fPIC", "-pthread", "-o", library]
+        path = str(Path(__file__).parents[1] / "native" / source)
+        subprocess.run([*command, path, *flags], check=True)
+        return ctypes.CDLL(library)
+
+
+def build_rows(source: str, *flags: str) -> ctypes.CDLL:
+    """Compile a loop over rows and load it."""
+    loop = build(source, *flags)
+    pointer, number = ctypes.c_void_p, ctypes.c_uint64
+    loop.rows.argtypes = [
+        ctypes.c_int, pointer, pointer, number, ctypes.c_size_t, ctypes.c_uint,
+    ]  # fmt: skip
+    loop.library.restype = ctypes.c_char_p
+    return loop
+
+
+def has_header(name: str) -> bool:
+    """Whether the compiler finds a header."""
+    command = ["gcc", "-E", "-include", name, "-x", "c", os.devnull]
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
+def _libcrypto() -> list[str]:
+    """The flags that link what tapeseal links."""
     prefix = os.environ.get("TAPESEAL_OPENSSL")
     if not prefix:
         where = ["bash", str(ROOT / "_core/build-openssl.sh"), "--where"]
         prefix = subprocess.run(where, check=True, capture_output=True, text=True).stdout.strip()
     archive = Path(prefix, "lib/libcrypto.a")
-    linked = [f"-I{prefix}/include", str(archive)] if archive.exists() else ["-lcrypto"]
-    with tempfile.TemporaryDirectory() as directory:
-        library = f"{directory}/loops.so"
-        source = str(Path(__file__).parents[1] / "native/loops.c")
-        flags = ["-O2", "-shared", "-fPIC", "-pthread"]
-        subprocess.run(["gcc", *flags, "-o", library, source, *linked], check=True)
-        loops = ctypes.CDLL(library)
+    return [f"-I{prefix}/include", str(archive)] if archive.exists() else ["-lcrypto"]
+
+
+@functools.cache
+def _loops() -> ctypes.CDLL:
+    loops = build("loops.c", *_libcrypto())
     size, number = ctypes.c_size_t, ctypes.c_uint64
     pointer, threads = ctypes.c_void_p, ctypes.c_uint
     loops.loop_memory.argtypes = [ctypes.c_int, pointer, pointer, number, number, size, threads]
@@ -40,16 +68,30 @@ def _loops() -> ctypes.CDLL:
     return loops
 
 
+@functools.cache
+def evp_rows() -> ctypes.CDLL:
+    """The loop over rows, and the floor, with the libcrypto that tapeseal links."""
+    loop = build_rows("rows_evp.c", *_libcrypto())
+    pointer = ctypes.c_void_p
+    loop.blocks.argtypes = [pointer, pointer, ctypes.c_uint64, ctypes.c_uint]
+    return loop
+
+
 def version() -> str:
     """The libcrypto of the loops."""
     text: bytes = _loops().loop_openssl()
     return text.decode()
 
 
-def _checked(function: Callable[..., int], *arguments: Any) -> None:
+def checked(function: Callable[..., int], *arguments: Any) -> None:
+    """Call a loop.
+
+    Raises:
+        RuntimeError: it failed.
+    """
     line = function(*arguments)
     if line:
-        raise RuntimeError(f"loops.c failed in line {line}")
+        raise RuntimeError(f"the C loop failed in line {line}")
 
 
 def frames(settings: Settings, opening: bool, threads: int, kept: int | None = None) -> Job:
@@ -61,7 +103,7 @@ def frames(settings: Settings, opening: bool, threads: int, kept: int | None = N
     expected = plain.copy()
 
     def loop(sealing: bool, turns: int) -> None:
-        _checked(
+        checked(
             _loops().loop_memory,
             sealing, plain.ctypes.data, sealed.ctypes.data, turns, kept, FRAME_SIZE, threads,
         )  # fmt: skip
@@ -83,7 +125,7 @@ def _file(settings: Settings, name: str, records: int) -> tuple[int, int]:
 
 def _loop_file(sealing: bool, file: int, array: Any, count: int, threads: int) -> None:
     size = FRAME_RECORDS * RECORD_SIZE
-    _checked(_loops().loop_file, sealing, file, array.ctypes.data, count, size, threads)
+    checked(_loops().loop_file, sealing, file, array.ctypes.data, count, size, threads)
 
 
 def append(settings: Settings, threads: int = 1) -> Job:
@@ -116,3 +158,34 @@ def read_slice(settings: Settings, threads: int) -> Job:
 
     assert np.array_equal(records, read())
     return Job(read, size=records.nbytes, records=len(records))
+
+
+def rows(
+    settings: Settings,
+    size: int,
+    opening: bool,
+    threads: int,
+    loop: Callable[[], ctypes.CDLL] = evp_rows,
+    large: bool = False,
+) -> Job:
+    """Seal or open each record by itself, by a loop of this or another library."""
+    batch = Batch(settings, size, LARGE if large or threads > 1 else 1)
+    call = loop().rows
+
+    def run(sealing: bool, plain: NDArray[np.uint8]) -> None:
+        checked(
+            call, sealing, plain.ctypes.data, batch.sealed.ctypes.data, batch.count, size, threads
+        )
+
+    def unseal() -> None:
+        run(False, batch.opened)
+
+    job = batch.job(lambda: run(True, batch.records), unseal, opening)
+    batch.check(reference())
+    batch.sealed[0, -1] ^= 1
+    try:
+        unseal()
+    except RuntimeError:
+        batch.sealed[0, -1] ^= 1
+        return job
+    raise AssertionError("a changed row was opened")

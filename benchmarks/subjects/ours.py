@@ -9,12 +9,14 @@ from importlib.metadata import version as installed
 from typing import Any
 
 import numpy as np
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from numpy.typing import NDArray
 
 import tapeseal
-from benchmarks.harness import FRAME_SIZE, RECORD_SIZE, Job, Settings
+from benchmarks.batch import LARGE, Batch
+from benchmarks.harness import FRAME_SIZE, RECORD_SIZE, RECORDS_FILE, Job, Settings
 from benchmarks.subjects import startup
-from tapeseal import _core
+from tapeseal import _core, header
 from tapeseal.keyrings.local import create_key_file
 
 OVERHEAD = _core.FRAME_HEADER_SIZE + _core.TAG_SIZE
@@ -97,6 +99,67 @@ def append(
         assert np.array_equal(records, reader[:])
     after()
     return Job(run, before=before, after=after, size=records.nbytes, records=len(records))
+
+
+def _row_key(rows: tapeseal.RowEncryptor, keyring: tapeseal.Keyring) -> AESGCM:
+    """Return the key of rows, for another implementation to open them with (docs/format.md, section 8)."""
+    raw = rows.header
+    found = header.read(lambda size, offset: raw[offset : offset + size], len(raw))
+    info = b"tapeseal/v1 rows\0" + b"\1\0" + found.tape_id
+    with header.unlock(found, keyring) as data_key:
+        secret = _core.hkdf_expand(data_key.secret, info, _core.KEY_SIZE)
+    with secret, memoryview(secret) as view:
+        return AESGCM(view)
+
+
+def rows(settings: Settings, size: int, opening: bool, threads: int, large: bool = False) -> Job:
+    """Seal or open records, each by itself, in one call for all."""
+    keyring = _keyring(settings)
+    batch = Batch(settings, size, LARGE if large or threads > 1 else 1)
+    records = batch.records.view(f"V{size}").ravel()
+    sealed = batch.sealed.view(f"V{batch.sealed.shape[1]}").ravel()
+    opened = batch.opened.view(f"V{size}").ravel()
+    encryptor = tapeseal.RowEncryptor(keyring, dtype=records.dtype, threads=threads)
+    decryptor = tapeseal.RowDecryptor(encryptor.header, keyring=keyring, threads=threads)
+    job = batch.job(
+        lambda: encryptor.encrypt(records, out=sealed),
+        lambda: decryptor.decrypt(sealed, out=opened),
+        opening,
+    )
+    batch.check(_row_key(encryptor, keyring))
+    return job
+
+
+def one_row(settings: Settings, opening: bool) -> Job:
+    """Seal or open a batch of one record of 56 bytes, over and over."""
+    keyring = _keyring(settings)
+    records = settings.load_records(1)
+    encryptor = tapeseal.RowEncryptor(keyring, dtype=records.dtype)
+    decryptor = tapeseal.RowDecryptor(encryptor.header, keyring=keyring)
+    sealed = encryptor.encrypt(records)
+    assert np.array_equal(records, decryptor.decrypt(sealed))
+    calls = settings.row_records
+
+    def seal() -> None:
+        encrypt = encryptor.encrypt
+        for _ in range(calls):
+            encrypt(records)
+
+    def unseal() -> None:
+        decrypt = decryptor.decrypt
+        for _ in range(calls):
+            decrypt(sealed)
+
+    return Job(unseal if opening else seal, calls * RECORD_SIZE, calls, calls=5)
+
+
+def rows_memory(settings: Settings, opening: bool) -> float:
+    """Return how many MiB over its output a process takes to seal or open the records."""
+    _keyring(settings)
+    command = [sys.executable, "-m", "benchmarks.memory", "open" if opening else "seal"]
+    paths = [settings.path("tapeseal.key"), settings.path(RECORDS_FILE)]
+    answer = subprocess.run([*command, *paths], check=True, capture_output=True, text=True)
+    return float(answer.stdout)
 
 
 def _tape(
