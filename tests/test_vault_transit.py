@@ -10,6 +10,7 @@ import logging
 import pickle
 import re
 import threading
+import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
