@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 MAX_ROWS = 1 << 40
 MAX_BLOCKS = 1 << 43
+_BYTE = np.dtype(np.uint8)
 
 Pair: TypeAlias = "tuple[NDArray[Any], Buffer]"
 """Rows of various lengths, as Arrow lays them out: count + 1 offsets of 4 or 8 bytes, and the bytes they cut."""
@@ -480,12 +481,15 @@ class RowDecryptor(_RowsBase):
         if dtype is None:
             opened = self._decrypt_various(cipher, sealed, associated_data, out, valid)
             return opened if valid is None else (opened, valid)
-        if type(sealed) is not ndarray and _is_arrow(sealed):
-            sealed = _from_arrow(sealed, "sealed")
-        rows = _sealed(sealed, self._sealed_dtype, "sealed")
+        if type(sealed) is ndarray and sealed.dtype == self._sealed_dtype and sealed.ndim == 1:
+            rows = sealed
+        else:
+            whole = _from_arrow(sealed, "sealed") if _is_arrow(sealed) else sealed
+            rows = _sealed(whole, self._sealed_dtype, "sealed")
         count = len(rows)
         if out is None:
-            target = empty(count, dtype)
+            # numpy allocates an array with fields slowly, one over bytes quickly: 0.3 us beside 0.7.
+            target = ndarray(count, dtype, empty(count * dtype.itemsize, _BYTE))
         else:
             target = _fixed(out, dtype, "out")
             if len(target) != count:
