@@ -159,7 +159,8 @@ def main() -> None:
                 sized = [
                     result
                     for result in results
-                    if "size" in result.row.options and "large" not in result.row.options
+                    if "size" in result.row.options
+                    and not {"large", "ahead"} & result.row.options.keys()
                 ]
                 for layout in by_size.tables(sized):
                     console.print(layout, "")

@@ -64,9 +64,11 @@ static int ecb(const part *p)
 }
 
 /* Rows of `size` bytes from `plain` to `sealed`, or back. */
-int rows(int sealing, unsigned char *plain, unsigned char *sealed, uint64_t count, size_t size, unsigned threads)
+int rows(int sealing, unsigned char *plain, unsigned char *sealed, uint64_t count, size_t size, unsigned ahead,
+         unsigned threads)
 {
-    part whole = {.loop = gcm, .sealing = sealing, .plain = plain, .sealed = sealed, .to = count, .size = size};
+    part whole = {.loop = gcm, .sealing = sealing, .plain = plain, .sealed = sealed, .to = count, .size = size,
+                  .ahead = ahead};
     return run(whole, threads);
 }
 

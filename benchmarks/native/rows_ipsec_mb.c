@@ -35,9 +35,11 @@ static int gcm(const part *p)
 }
 
 /* Rows of `size` bytes from `plain` to `sealed`, or back. */
-int rows(int sealing, unsigned char *plain, unsigned char *sealed, uint64_t count, size_t size, unsigned threads)
+int rows(int sealing, unsigned char *plain, unsigned char *sealed, uint64_t count, size_t size, unsigned ahead,
+         unsigned threads)
 {
-    part whole = {.loop = gcm, .sealing = sealing, .plain = plain, .sealed = sealed, .to = count, .size = size};
+    part whole = {.loop = gcm, .sealing = sealing, .plain = plain, .sealed = sealed, .to = count, .size = size,
+                  .ahead = ahead};
     if (mgr == NULL) {
         TRY((mgr = alloc_mb_mgr(0)) != NULL);
         init_mb_mgr_auto(mgr, NULL);

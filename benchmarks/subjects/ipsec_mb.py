@@ -20,6 +20,6 @@ def version() -> str:
     return text.decode()
 
 
-def rows(settings: Settings, size: int, opening: bool, threads: int) -> Job:
+def rows(settings: Settings, size: int, opening: bool, threads: int, ahead: int = 32) -> Job:
     """Seal or open each record by itself."""
-    return native.rows(settings, size, opening, threads, _loop)
+    return native.rows(settings, size, opening, threads, _loop, ahead=ahead)

@@ -167,15 +167,15 @@ def rows(
     threads: int,
     loop: Callable[[], ctypes.CDLL] = evp_rows,
     large: bool = False,
+    ahead: int = 32,
 ) -> Job:
-    """Seal or open each record by itself, by a loop of this or another library."""
+    """Seal or open each record by itself, by a loop of this or another library, which writes so many nonces at once."""
     batch = Batch(settings, size, LARGE if large or threads > 1 else 1)
     call = loop().rows
 
     def run(sealing: bool, plain: NDArray[np.uint8]) -> None:
-        checked(
-            call, sealing, plain.ctypes.data, batch.sealed.ctypes.data, batch.count, size, threads
-        )
+        into = batch.sealed.ctypes.data
+        checked(call, sealing, plain.ctypes.data, into, batch.count, size, ahead, threads)
 
     def unseal() -> None:
         run(False, batch.opened)
