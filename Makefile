@@ -29,20 +29,24 @@ if ! { $(1); } >/dev/null 2>&1; then \
 fi
 endef
 
-.PHONY: setup demo test test-all check coverage sanitize bench bench-quick dist clean help tools bench-libraries FORCE
+.PHONY: setup demo test test-all check coverage sanitize bench bench-quick dist clean help tools debugger bench-libraries FORCE
 
 setup: $(venv)/installed ## set everything up in .venv (the default)
 
 demo: setup ## run the main job once, on made-up order flow
 	@$(bin)/tapeseal demo
 
-test: setup ## run the fast tests; ARGS="-k name" chooses
+test: setup debugger ## run the fast tests; ARGS="-k name" chooses
 	@echo "Running the fast tests"
 	@$(pytest) -m "not slow" --numprocesses=auto $(ARGS)
 
-test-all: setup $(venv)/fuzz ## run all tests, the slow ones and the fuzzer too
+test-all: setup debugger $(venv)/fuzz ## run all tests, the slow ones and the fuzzer too
 	@echo "Running all tests"
 	@$(pytest) $(ARGS)
+
+# For core dumps; without it that one test is skipped.
+debugger:
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then { $(call need,command -v gcore,gdb); } || echo "No gdb: the tests of core dumps are skipped"; fi
 
 check: setup ## lint, types, stub, packaging, workflows
 	@echo "Linting Python" && $(bin)/ruff check --quiet --output-format=concise && $(bin)/ruff format --check --quiet

@@ -39,6 +39,7 @@ cdef extern from "memory.h" nogil:
     int secret_pages_map(secret_pages *pages, size_t size)
     void secret_pages_wipe(secret_pages *pages)
     void secret_pages_unmap(secret_pages *pages)
+    void wipe_registers()
     void secret_copy(void *to, const void *src, size_t size)
     uint64_t c_process_epoch "process_epoch"()
 
@@ -249,7 +250,9 @@ cdef class SecretBuffer:
     def random(Py_ssize_t size):
         """Make a secret of `size` random bytes from libcrypto's private generator."""
         cdef SecretBuffer secret = SecretBuffer(size)
-        if openssl.RAND_priv_bytes(secret.pages.data, <int>size) != 1:
+        cdef int done = openssl.RAND_priv_bytes(secret.pages.data, <int>size)
+        wipe_registers()
+        if done != 1:
             raise crypto_error("draw random bytes")
         return secret
 
@@ -541,6 +544,7 @@ def hkdf_expand(SecretBuffer key not None, info, Py_ssize_t size):
             ctx = openssl.EVP_KDF_CTX_new(hkdf)
             done = ctx != NULL and openssl.EVP_KDF_derive(ctx, derived.pages.data, <size_t>size, params)
             openssl.EVP_KDF_CTX_free(ctx)
+            wipe_registers()
     finally:
         PyBuffer_Release(&view)
     if done != 1:
@@ -561,6 +565,7 @@ def hmac_sha256(SecretBuffer key not None, data):
             done = openssl.HMAC(openssl.EVP_sha256(), key.pages.data, <int>key.pages.size,
                                 <const unsigned char *>view.buf, <size_t>view.len,
                                 <unsigned char *>PyBytes_AS_STRING(mac), &size)
+            wipe_registers()
     finally:
         PyBuffer_Release(&view)
     if done == NULL or size != 32:
@@ -656,6 +661,7 @@ cdef class AESGCM:
         with cython.critical_section(key):
             key._check()
             done = openssl.EVP_CipherInit_ex2(self.ctx, aes_256_gcm, key.pages.data + offset, NULL, 1, NULL)
+            wipe_registers()
         if done != 1:
             raise crypto_error("set a key")
 

@@ -7,6 +7,8 @@
 
 #include <openssl/crypto.h>
 
+#include "memory.h"
+
 enum {
     FRAME_TYPE = 2,
     FINAL_FRAME_TYPE = 3,
@@ -87,6 +89,7 @@ int gcm_seal(const EVP_CIPHER_CTX *key, const unsigned char *nonce, const unsign
         return ERR_CRYPTO;
     int code = gcm_seal_with(ctx, nonce, aad, aad_size, plain, size, sealed, sealed + size);
     EVP_CIPHER_CTX_free(ctx);
+    wipe_registers();
     return code;
 }
 
@@ -98,6 +101,7 @@ int gcm_open(const EVP_CIPHER_CTX *key, const unsigned char *nonce, const unsign
         return ERR_CRYPTO;
     int code = gcm_open_with(ctx, nonce, aad, aad_size, sealed, size, sealed + size, plain);
     EVP_CIPHER_CTX_free(ctx);
+    wipe_registers();
     return code;
 }
 
@@ -185,6 +189,7 @@ static void *work(void *argument)
         }
     }
     EVP_CIPHER_CTX_free(ctx);
+    wipe_registers();
     return NULL;
 }
 

@@ -27,7 +27,12 @@ void secret_pages_unmap(secret_pages *pages);
 int secret_pages_map_shared(secret_pages *pages, size_t size);
 void secret_pages_unmap_shared(unsigned char *data, size_t size);
 
-/* Copies bytes and leaves none of them in a vector register, which the dynamic linker or a signal may spill. */
+/* Leaves zeros in the vector registers that a call may use. What the last call left there, round keys or plaintext, the
+   dynamic linker and signals write to the stack, a new thread inherits and a core dump shows: so each thread does this
+   after it has used a key. */
+void wipe_registers(void);
+
+/* Copies bytes and leaves none of them in a vector register. */
 void secret_copy(void *to, const void *from, size_t size);
 
 /* A number of this process, never 0: a forked child sees another one than its parent. 0: no memory or randomness. */

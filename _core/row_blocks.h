@@ -9,7 +9,6 @@
  *   swap            the two words
  *   mul_low, mul_high   carry-less product of the low words, of the high words
  *   mul_cross       low by high, exclusive-or high by low
- *   clear_registers     leaves zeros in every vector register
  *
  * A product of 256 bits is held as low + cross * x^64 + high * x^128, sums of products too: a row is reduced once.
  * Powers of H are stored times x modulo GHASH's polynomial, which undoes the reflection of bits (Gueron and Kounavis,
@@ -117,7 +116,6 @@ TARGET static void kernel_init(kernel_key *key, const unsigned char secret[KEY_S
         add_product(&p, power, first);
         power = reduce(p);
     }
-    clear_registers();
 }
 
 TARGET static void kernel_absorb(const kernel_key *key, const unsigned char *aad, size_t size,
@@ -134,7 +132,6 @@ TARGET static void kernel_absorb(const kernel_key *key, const unsigned char *aad
         size -= n;
     }
     store(start, state);
-    clear_registers();
 }
 
 TARGET static void kernel_counters(const row *rows, size_t count)
@@ -197,7 +194,6 @@ TARGET static void kernel_seal(const kernel_key *key, const row *rows, size_t co
     block begin = load(start);
     for (size_t i = 0; i < count; i++)
         store(rows[i].sealed + NONCE_SIZE + rows[i].size, row_tag(key, &rows[i], begin, 1));
-    clear_registers();
 }
 
 TARGET static void kernel_open(const kernel_key *key, row *rows, size_t count, const unsigned char start[BLOCK])
@@ -217,5 +213,4 @@ TARGET static void kernel_open(const kernel_key *key, row *rows, size_t count, c
         if (at < r->size)
             store_part(r->plain + at, add(load_part(sealed + at, r->size - at), load(stream + at)), r->size - at);
     }
-    clear_registers();
 }

@@ -412,6 +412,7 @@ static void *work(void *argument)
         OPENSSL_cleanse(worker->pages.data, used);
         give_worker(job->key, worker);
     }
+    wipe_registers();
     return NULL;
 }
 
@@ -474,6 +475,7 @@ static int make_key(row_key **made, const unsigned char *secret, const row_kerne
     if (done && kernel != NULL)
         kernel->init((kernel_key *)(void *)key->pages.data, secret, h);
     OPENSSL_cleanse(h, sizeof h);
+    wipe_registers();
     if (!done) {
         row_key_free(key);
         return ERR_CRYPTO;

@@ -36,25 +36,6 @@ INLINE __mmask64 first_bytes(size_t size)
     return ~(__mmask64)0 >> (VECTOR - size);
 }
 
-/* Powers of H and keystream do not stay behind in registers, which a signal or a switch may spill. */
-INLINE void clear_registers(void)
-{
-    __asm__ volatile("vzeroall\n\t"
-                     "vpxorq %%zmm16, %%zmm16, %%zmm16\n\tvpxorq %%zmm17, %%zmm17, %%zmm17\n\t"
-                     "vpxorq %%zmm18, %%zmm18, %%zmm18\n\tvpxorq %%zmm19, %%zmm19, %%zmm19\n\t"
-                     "vpxorq %%zmm20, %%zmm20, %%zmm20\n\tvpxorq %%zmm21, %%zmm21, %%zmm21\n\t"
-                     "vpxorq %%zmm22, %%zmm22, %%zmm22\n\tvpxorq %%zmm23, %%zmm23, %%zmm23\n\t"
-                     "vpxorq %%zmm24, %%zmm24, %%zmm24\n\tvpxorq %%zmm25, %%zmm25, %%zmm25\n\t"
-                     "vpxorq %%zmm26, %%zmm26, %%zmm26\n\tvpxorq %%zmm27, %%zmm27, %%zmm27\n\t"
-                     "vpxorq %%zmm28, %%zmm28, %%zmm28\n\tvpxorq %%zmm29, %%zmm29, %%zmm29\n\t"
-                     "vpxorq %%zmm30, %%zmm30, %%zmm30\n\tvpxorq %%zmm31, %%zmm31, %%zmm31"
-                     :
-                     :
-                     : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11",
-                       "xmm12", "xmm13", "xmm14", "xmm15", "xmm16", "xmm17", "xmm18", "xmm19", "xmm20", "xmm21",
-                       "xmm22", "xmm23", "xmm24", "xmm25", "xmm26", "xmm27", "xmm28", "xmm29", "xmm30", "xmm31");
-}
-
 INLINE __m512i reverse(__m512i v)
 {
     const __m512i order = _mm512_broadcast_i32x4(_mm_set_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
@@ -272,7 +253,6 @@ TARGET static void seal(const kernel_key *key, const row *rows, size_t count, co
         store_tag(four[2], _mm512_extracti32x4_epi32(tags, 2));
         store_tag(four[3], _mm512_extracti32x4_epi32(tags, 3));
     }
-    clear_registers();
 }
 
 INLINE void decrypt_row(const row *r)
@@ -318,7 +298,6 @@ TARGET static void open(const kernel_key *key, row *rows, size_t count, const un
                 decrypt_row(&rows[lane]);
         }
     }
-    clear_registers();
 }
 
 TARGET static void counters(const row *rows, size_t count)
@@ -369,7 +348,6 @@ TARGET static void init(kernel_key *key, const unsigned char secret[KEY_SIZE], c
     keys[12] = NEXT_ROUND_KEY(keys[10], keys[11], 0x20, 3);
     keys[13] = NEXT_ROUND_KEY(keys[11], keys[12], 0, 2);
     keys[14] = NEXT_ROUND_KEY(keys[12], keys[13], 0x40, 3);
-    clear_registers();
 }
 
 INLINE __m512i load_round_key(const unsigned char *p)
@@ -408,7 +386,6 @@ TARGET static void encrypt(const kernel_key *key, unsigned char *blocks, size_t 
         encrypt_vectors(key, blocks + at, 8);
     if (at < size)
         encrypt_vectors(key, blocks + at, 4);
-    clear_registers();
 }
 
 static void absorb(const kernel_key *key, const unsigned char *aad, size_t size, unsigned char start[BLOCK])
