@@ -1141,7 +1141,7 @@ def test_memory(tmp_path: Path, key_file: str) -> None:
     with child(PROGRAM, key_file, tmp_path) as user:
         user.wait_for("in use")
         told = (tmp_path / "complements").read_text().split()
-        assert len(told) > 3
+        assert len(told) >= 3
         scanner = Scanner(
             {str(n): bytes(b ^ 255 for b in bytes.fromhex(t)) for n, t in enumerate(told)}
         )
