@@ -20,21 +20,28 @@ PACKAGE = Path(tapeseal.__file__).parent
 LAYERS = [
     {"errors"},
     {"_core", "files", "layout"},
-    {"audit", "datakey"},
+    {"audit", "datakey", "secret"},
     {"header"},
     {"blob", "body"},
     {"reader", "writer"},
     {"reserve", "rows", "tape", "transport"},
     {"archive", "verification"},
-    {"fleet", "recorder", "vault"},
+    {"fleet", "kms", "recorder", "vault"},
     {"keyrings"},
-    {"break_glass", "rotation", "signing"},
-    {"doctor"},
+    {"break_glass", "signing"},
+    {"rotation"},
+    {"doctor", "templates"},
     {"cli"},
     {"__init__", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-EXTRAS = {"boto3", "botocore", "hvac", "requests", "urllib3", "click", "rich"}
+EXTRAS = {
+    *("boto3", "botocore"),
+    *("hvac", "requests", "urllib3"),
+    *("click", "rich"),
+    *("exchange_calendars", "kubernetes", "prometheus_client", "psycopg"),
+    *("opentelemetry",),
+}
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
 

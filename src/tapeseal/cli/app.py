@@ -1,6 +1,5 @@
 """The command and its subcommands, each loaded when it is called."""
 
-import importlib
 import io
 import os
 import sys
@@ -11,6 +10,7 @@ from typing import Any, TextIO
 import click
 
 from tapeseal.cli import failures
+from tapeseal.cli.groups import LazyGroup
 
 # Here and not in the modules, so that --help loads none of them.
 _COMMANDS = {
@@ -22,6 +22,16 @@ _COMMANDS = {
     "verify": ("tapes", "Authenticate all of a tape."),
     "cat": ("cat", "Write records of a tape as CSV, JSON lines or .npy."),
     "rewrap": ("tapes", "Replace the recipients of tapes; the body stays as it is."),
+    "sign": ("signing", "Sign a statement over tapes with a key of KMS or Transit."),
+    "verify-signature": ("signing", "Check a signed statement over tapes; needs no data key."),
+    "secrets": ("secrets", "Read, write and inject secrets of a Vault."),
+    "vault": ("vault", "Credentials, certificates, keys and set-up of a Vault."),
+    "kms": ("kms", "Keys of AWS KMS: use, rotation, inventory."),
+    "rotate": ("rotation", "Rotate secrets by a plan."),
+    "audit": ("audit", "Verify, anchor and report on the audit log."),
+    "break-glass": ("break_glass", "Sealed emergency access under a quorum of custodians."),
+    "init": ("templates", "Write the configuration of a new set-up."),
+    "doctor": ("doctor", "Look at a set-up and say what to mend."),
     "completion": ("completion", "Print the script that completes this command in a shell."),
 }
 
@@ -30,26 +40,14 @@ class _ReaderGoneError(Exception):
     """Nobody reads standard output any more. Of a BrokenPipeError click would make exit code 1."""
 
 
-class _LazyGroup(click.Group):
+class _Top(LazyGroup):
+    commands_by_name = _COMMANDS
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
             raise _ReaderGoneError from None
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
-            return None
-        module = importlib.import_module(f"tapeseal.cli.{_COMMANDS[cmd_name][0]}")
-        command: click.Command = getattr(module, cmd_name)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
 
 
 def _print_version(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
@@ -77,7 +75,7 @@ TAPESEAL_DEBUG=1 shows where an error came from.
 
 
 @click.group(
-    cls=_LazyGroup,
+    cls=_Top,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=_EPILOG,

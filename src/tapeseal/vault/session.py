@@ -1,5 +1,6 @@
 """VaultSession: logged in to a Vault or an OpenBao, whatever happens to tokens and nodes."""
 
+import json
 import logging
 import math
 import queue
@@ -29,6 +30,7 @@ from tapeseal._core import check_process, process_epoch
 from tapeseal.datakey import first_few
 from tapeseal.errors import AccessDeniedError, ServiceUnavailableError, TapesealError
 from tapeseal.files import StrPath
+from tapeseal.secret import Secret
 from tapeseal.vault.connection import (
     SessionAdapter,
     TlsSender,
@@ -179,6 +181,53 @@ class VaultSession:
         """
         end = time.monotonic() + (self.deadline if deadline is None else deadline)
         return self._enter(lambda: self._call(function, idempotent, end))
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        secret: Sequence[str] = (),
+        idempotent: bool | None = None,
+        wrap_ttl: str | None = None,
+        deadline: float | None = None,
+    ) -> dict[str, Any]:
+        """Make one request of Vault's HTTP API; failover, login and errors as in call().
+
+        Secrets stay out of Python objects: a `Secret` anywhere in the body is sent from its own memory, and those in
+        the answer become `Secret`s on their way in.
+
+        Args:
+            method: "GET", "LIST", "POST", "PUT", "PATCH" (as a merge patch) or "DELETE".
+            path: what follows /v1/.
+            body: the members of a JSON object.
+            secret: which members of the answer are secret, as names joined by dots: "data.password". Each becomes a
+                Secret: a string its text, any other value its JSON text. "data.data.*" means every member of
+                data.data. A member that the answer lacks is no error.
+            idempotent: as for call(); None: all but POST and PATCH are.
+            wrap_ttl: have Vault wrap the answer under a token of one use, for that long, such as "60s".
+            deadline: seconds, instead of the session's.
+
+        Returns:
+            The JSON object of the answer; empty where it has no body.
+        """
+        headers = {"X-Vault-Wrap-TTL": wrap_ttl} if wrap_ttl else {}
+        if method == "PATCH":
+            headers["Content-Type"] = "application/merge-patch+json"
+
+        def send(client: hvac.Client) -> Any:
+            fields = None if body is None else _exposed(body)
+            return client.adapter.request(method, f"/v1/{path}", headers, json=fields)
+
+        if idempotent is None:
+            idempotent = method not in ("POST", "PATCH")
+        answer = self.call(send, idempotent=idempotent, deadline=deadline)
+        if not isinstance(answer, dict):
+            return {}
+        for name in secret:
+            _hide(answer, name.split("."))
+        return answer
 
     def close(self, revoke: bool = False) -> None:
         """Stop the background and forget the token; closing again does nothing.
@@ -588,6 +637,28 @@ class _Wrapping:
         except VaultError as error:
             raise AccessDeniedError(f"{self._session._name}: no {what}: {said_by(error)}") from None
         return _member(answer, "data")
+
+
+def _exposed(value: Any) -> Any:
+    if isinstance(value, Secret):
+        return value.expose()
+    if isinstance(value, Mapping):
+        return {name: _exposed(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_exposed(each) for each in value]
+    return value
+
+
+def _hide(parent: Any, path: list[str]) -> None:
+    if not isinstance(parent, dict):
+        return
+    for name in list(parent) if path[0] == "*" else [path[0]] if path[0] in parent else []:
+        if len(path) > 1:
+            _hide(parent[name], path[1:])
+        else:
+            value = parent[name]
+            text = value if isinstance(value, str) else json.dumps(value)
+            parent[name] = Secret.take(bytearray(text.encode()))
 
 
 def _member(answer: object, name: str) -> Mapping[str, Any]:

@@ -1,0 +1,86 @@
+"""Secret: a value such as a password, in key memory, that shows itself only where that is asked for."""
+
+import hmac
+from types import TracebackType
+from typing import Self
+
+from tapeseal import _core
+
+
+class Secret:
+    """A secret text in a `SecretBuffer`: a password, an API key, a private key in PEM.
+
+    It is redacted in repr, str and format, and neither pickled nor copied nor written by json. A context manager that
+    wipes it on exit.
+
+    Args:
+        buffer: the text in UTF-8; the Secret owns it from here on.
+    """
+
+    __slots__ = ("_buffer",)
+
+    def __init__(self, buffer: _core.SecretBuffer) -> None:
+        self._buffer = buffer
+
+    @classmethod
+    def take(cls, source: bytearray | memoryview) -> Self:
+        """Move a secret out of a writable buffer, which is wiped."""
+        return cls(_core.SecretBuffer.take(source))
+
+    @property
+    def buffer(self) -> _core.SecretBuffer:
+        """The text in UTF-8; `memoryview(secret.buffer)` reads it without a copy."""
+        return self._buffer
+
+    def expose(self) -> str:
+        """Return the text as a Python string, for a library that takes nothing else.
+
+        A string cannot be wiped: a copy of the secret stays in memory until that is used again.
+
+        Raises:
+            ValueError: it is closed, or no UTF-8.
+        """
+        with memoryview(self._buffer) as view:
+            try:
+                return str(view, "utf-8")
+            except UnicodeDecodeError:
+                pass
+        raise ValueError("the secret is no text in UTF-8")
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was wiped."""
+        return self._buffer.closed
+
+    def close(self) -> None:
+        """Wipe the secret; closing again does nothing."""
+        self._buffer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __eq__(self, other: object) -> bool:
+        """Compare two secrets in constant time."""
+        if not isinstance(other, Secret):
+            return NotImplemented
+        with memoryview(self._buffer) as mine, memoryview(other._buffer) as its:
+            return hmac.compare_digest(mine, its)
+
+    __hash__ = None  # type: ignore[assignment] # A hash would tell equal ones apart from others.
+
+    def __repr__(self) -> str:
+        return "<Secret>"
+
+    def __format__(self, specification: str) -> str:
+        return "<Secret>"
+
+    def __reduce__(self) -> str:
+        raise TypeError("a Secret is neither pickled nor copied")
