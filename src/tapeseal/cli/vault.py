@@ -4,7 +4,6 @@ import click
 
 from tapeseal.cli.groups import LazyGroup
 
-
 _COMMANDS = {
     "credentials": (
         "leases",
