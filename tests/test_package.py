@@ -20,7 +20,7 @@ PACKAGE = Path(tapeseal.__file__).parent
 LAYERS = [
     {"errors"},
     {"_core", "files", "layout"},
-    {"audit", "datakey", "secret"},
+    {"audit", "datakey", "secret", "signature"},
     {"header"},
     {"blob", "body"},
     {"reader", "writer"},

@@ -26,6 +26,7 @@ from tapeseal.errors import (
     PassphraseError,
     ReserveExhaustedError,
     ServiceUnavailableError,
+    SignatureError,
     TapeChangedError,
     TapeLockedError,
     TapesealError,
@@ -44,6 +45,7 @@ from tapeseal.reader import ByteReader, TapeReader
 from tapeseal.recorder import Recorder
 from tapeseal.reserve import DataKeyReserve
 from tapeseal.rows import RowDecryptor, RowEncryptor
+from tapeseal.secret import Secret
 from tapeseal.tape import open, rewrap
 from tapeseal.verification import Inspection, Verification, inspect, verify
 from tapeseal.writer import ByteWriter, TapeWriter
@@ -91,7 +93,9 @@ __all__ = [
     "ReserveExhaustedError",
     "RowDecryptor",
     "RowEncryptor",
+    "Secret",
     "ServiceUnavailableError",
+    "SignatureError",
     "TapeChangedError",
     "TapeLockedError",
     "TapeReader",

@@ -1,7 +1,6 @@
 """Every exception and warning of tapeseal.
 
-`TapesealError` catches them all. The command line turns `DamagedError`, `NotATapeError` and
-`UnsealedError` into exit code 1 and `KeyUnavailableError` into 3.
+`TapesealError` catches them all. `tapeseal.cli.failures` says which exit code each leads to.
 """
 
 
@@ -63,6 +62,10 @@ class UnsealedError(TapesealError):
 
 class ContextMismatchError(TapesealError, ValueError):
     """The tape's encryption context lacks a pair that the reader expects."""
+
+
+class SignatureError(TapesealError):
+    """What was signed is not what is there, or another key signed it."""
 
 
 class KeyUnavailableError(TapesealError):

@@ -28,6 +28,7 @@ _DAMAGED = (
     errors.UnsealedError,
     errors.InvalidTag,
     errors.ContextMismatchError,
+    errors.SignatureError,
 )
 _USAGE = (
     FileNotFoundError,

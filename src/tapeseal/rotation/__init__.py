@@ -1,0 +1,1 @@
+"""Rotation of secrets: planned, journaled, verified against the target, rolled back where that fails."""

@@ -1,0 +1,70 @@
+"""Signatures by a key that never leaves its service, and how anybody checks them."""
+
+from typing import Final, Protocol
+
+from tapeseal.errors import SignatureError
+
+ALGORITHMS: Final = (
+    "ecdsa-p256-sha256",
+    "ecdsa-p384-sha384",
+    "rsa-pss-sha256",
+    "ed25519",
+)
+"""ECDSA signatures are in DER; those of RSA have a salt as long as the hash."""
+
+
+class Signer(Protocol):
+    """What signs with a key of a KMS or a Vault."""
+
+    key: str
+    """The key's name, as the URI of a keyring names one: "vault-transit:transit/day"."""
+
+    algorithm: str
+    """One of ALGORITHMS."""
+
+    def sign(self, message: bytes) -> bytes:
+        """Return the signature of a message of any length, which is hashed here."""
+
+    def public_key(self) -> bytes:
+        """Return the public half, a SubjectPublicKeyInfo in PEM."""
+
+
+def check_signature(public_key: bytes, algorithm: str, message: bytes, signature: bytes) -> None:
+    """Check a signature without any service.
+
+    Args:
+        public_key: SubjectPublicKeyInfo or certificate in PEM.
+        algorithm: one of ALGORITHMS.
+
+    Raises:
+        SignatureError: the signature is not of this message by this key.
+        ValueError: the key or the algorithm cannot be used, or the key is of another kind than the algorithm.
+    """
+    from cryptography import x509
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
+
+    key: object
+    if b"CERTIFICATE" in public_key:
+        key = x509.load_pem_x509_certificate(public_key).public_key()
+    else:
+        key = serialization.load_pem_public_key(public_key)
+    try:
+        match key, algorithm:
+            case ec.EllipticCurvePublicKey(), "ecdsa-p256-sha256" if key.curve.name == "secp256r1":
+                key.verify(signature, message, ec.ECDSA(hashes.SHA256()))
+            case ec.EllipticCurvePublicKey(), "ecdsa-p384-sha384" if key.curve.name == "secp384r1":
+                key.verify(signature, message, ec.ECDSA(hashes.SHA384()))
+            case rsa.RSAPublicKey(), "rsa-pss-sha256":
+                sha256 = hashes.SHA256()
+                pss = padding.PSS(padding.MGF1(sha256), salt_length=sha256.digest_size)
+                key.verify(signature, message, pss, sha256)
+            case ed25519.Ed25519PublicKey(), "ed25519":
+                key.verify(signature, message)
+            case _:
+                raise ValueError(
+                    f"a key of this kind makes no signatures of the kind {algorithm!r}"
+                )
+    except InvalidSignature:
+        raise SignatureError("the signature is not one of this message by this key") from None
