@@ -1,10 +1,15 @@
 """Secret: a value such as a password, in key memory, that shows itself only where that is asked for."""
 
+import contextlib
 import hmac
+from collections.abc import Iterator
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from tapeseal import _core
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 
 class Secret:
@@ -29,7 +34,7 @@ class Secret:
 
     @property
     def buffer(self) -> _core.SecretBuffer:
-        """The text in UTF-8; `memoryview(secret.buffer)` reads it without a copy."""
+        """The text in UTF-8; `with secret.buffer, memoryview(secret.buffer) as view:` reads it without a copy."""
         return self._buffer
 
     def expose(self) -> str:
@@ -40,7 +45,7 @@ class Secret:
         Raises:
             ValueError: it is closed, or no UTF-8.
         """
-        with memoryview(self._buffer) as view:
+        with self._buffer, memoryview(self._buffer) as view:
             try:
                 return str(view, "utf-8")
             except UnicodeDecodeError:
@@ -71,7 +76,12 @@ class Secret:
         """Compare two secrets in constant time."""
         if not isinstance(other, Secret):
             return NotImplemented
-        with memoryview(self._buffer) as mine, memoryview(other._buffer) as its:
+        with (
+            self._buffer,
+            other._buffer,
+            memoryview(self._buffer) as mine,
+            memoryview(other._buffer) as its,
+        ):
             return hmac.compare_digest(mine, its)
 
     __hash__ = None  # type: ignore[assignment] # A hash would tell equal ones apart from others.
@@ -84,3 +94,18 @@ class Secret:
 
     def __reduce__(self) -> str:
         raise TypeError("a Secret is neither pickled nor copied")
+
+
+@contextlib.contextmanager
+def in_key_memory(data: "Buffer | Secret | _core.SecretBuffer") -> Iterator[_core.SecretBuffer]:
+    """Give what is to be sent as a SecretBuffer: the caller's own, or of other bytes a copy, wiped at the end."""
+    if isinstance(data, Secret):
+        yield data.buffer
+    elif isinstance(data, _core.SecretBuffer):
+        yield data
+    else:
+        copy = _core.SecretBuffer.take(bytearray(data))
+        try:
+            yield copy
+        finally:
+            copy.close()
