@@ -1,6 +1,7 @@
 """Signatures by a key that never leaves its service, and how anybody checks them."""
 
-from typing import Final, Protocol
+import hashlib
+from typing import Any, Final, Protocol
 
 from tapeseal.errors import SignatureError
 
@@ -52,6 +53,16 @@ def algorithm_of(public_key: bytes) -> str:
     raise ValueError(
         f"a public key of this kind makes none of the signatures {', '.join(ALGORITHMS)}"
     )
+
+
+def fingerprint(public_key: bytes) -> str:
+    """Return the SHA-256, in hex, of a key's SubjectPublicKeyInfo in DER; arguments and errors as algorithm_of()."""
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    key: Any = _load(public_key)
+    return hashlib.sha256(
+        key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    ).hexdigest()
 
 
 def _load(public_key: bytes) -> object:

@@ -6,10 +6,32 @@ from typing import TYPE_CHECKING
 from tapeseal.errors import ServiceUnavailableError, SignatureError, WrappingKeyError
 from tapeseal.keyrings import parse_uri
 from tapeseal.signature import Signer, check_signature
+from tapeseal.signing.statement import (
+    Finding,
+    SignedTape,
+    Statement,
+    StatementVerification,
+    open_statement,
+    sign_statement,
+    verify_statement,
+)
 
 if TYPE_CHECKING:
     from tapeseal.kms import Kms
     from tapeseal.vault.transit import Transit, TransitKey
+
+__all__ = [
+    "Finding",
+    "KmsSigner",
+    "SignedTape",
+    "Statement",
+    "StatementVerification",
+    "TransitSigner",
+    "open_statement",
+    "sign_statement",
+    "signer",
+    "verify_statement",
+]
 
 
 def signer(uri: str) -> Signer:
