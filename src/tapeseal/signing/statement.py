@@ -430,7 +430,7 @@ def _parse(text: bytes) -> Statement:
             parse_constant=_no_float,
         )
         members = _object(document, "type", "version", "created", "signer", "tapes")
-        if members["type"] != _TYPE or members["version"] != _VERSION:
+        if members["type"] != _TYPE or _number(members["version"]) != _VERSION:
             raise ValueError("it is of another type or version")
         signer = _object(members["signer"], "key", "algorithm", "public_key")
         tapes = members["tapes"]
