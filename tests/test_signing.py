@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 import tapeseal
-from servers.kms import REGION
+from servers.kms import REGION, make_clients_once
 from support import TICK, child, ticks
 from tapeseal.cli import app
 from tapeseal.errors import (
@@ -104,6 +104,7 @@ def vault(bao, monkeypatch):
 @pytest.fixture
 def aws(kms, monkeypatch):
     """KMS as a user who may do everything."""
+    make_clients_once(monkeypatch)
     for name, value in kms.admin_user.items():
         monkeypatch.setenv(name, value)
     return kms

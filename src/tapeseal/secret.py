@@ -105,6 +105,7 @@ def in_key_memory(data: "Buffer | Secret | _core.SecretBuffer") -> Iterator[_cor
         yield data
     else:
         copy = _core.SecretBuffer.take(bytearray(data))
+        del data  # No traceback is to hold it.
         try:
             yield copy
         finally:

@@ -270,7 +270,7 @@ def keys(region: str | None, endpoint_url: str | None, jobs: int, as_json: bool)
     Exit code 3 where policies hide something about some of them.
     """
     hidden = count = 0
-    for each in _open("", region, endpoint_url).keys(threads=jobs):
+    for each in _open("", region, endpoint_url).inventory(threads=jobs):
         count += 1
         hidden += each.problem is not None
         if as_json:

@@ -661,6 +661,8 @@ def _hide(parent: Any, path: list[str]) -> None:
         else:
             value = parent[name]
             text = value if isinstance(value, str) else json.dumps(value)
+            if not text:
+                continue
             parent[name] = Secret.take(bytearray(text.encode()))
 
 

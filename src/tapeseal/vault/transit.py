@@ -220,7 +220,7 @@ class Transit:
 
         Args:
             name: of the key.
-            plaintext: 0 to 32768 bytes.
+            plaintext: 1 to 32768 bytes.
             context: of a derived key, needed again to decrypt.
             associated_data: bound to the ciphertext, and needed again to decrypt; not in Vault before 1.9.
 
@@ -249,6 +249,7 @@ class Transit:
             items = []
             for each in plaintexts:
                 secret = stack.enter_context(in_key_memory(each))
+                del each  # No traceback is to hold it.
                 if len(secret) > MAX_ITEM_SIZE:
                     raise ValueError(
                         f"Transit is given up to {MAX_ITEM_SIZE} bytes, not {len(secret)}: make a tape or a blob"
