@@ -18,6 +18,7 @@ from tapeseal.datakey import DataKey, Keyring
 from tapeseal.errors import (
     AccessDeniedError,
     AuditError,
+    CiphertextError,
     ContextMismatchError,
     DamagedError,
     ForkError,
@@ -57,16 +58,24 @@ if TYPE_CHECKING:
     from tapeseal.keyrings.aws_kms import AwsKmsKeyring
     from tapeseal.keyrings.public_key import PublicKeyKeyring
     from tapeseal.keyrings.vault_transit import VaultTransitKeyring
+    from tapeseal.kms import Kms
+    from tapeseal.signing import sign_statement, signer, verify_statement
     from tapeseal.vault.session import VaultSession
+    from tapeseal.vault.transit import Transit
 
 # Loaded on first use, for what they need is an extra or takes long to load; the same names stand
 # above for type checkers.
 _LAZY = {
     "AuditLog": "tapeseal.audit_log.log",
     "AwsKmsKeyring": "tapeseal.keyrings.aws_kms",
+    "Kms": "tapeseal.kms",
     "PublicKeyKeyring": "tapeseal.keyrings.public_key",
+    "Transit": "tapeseal.vault.transit",
     "VaultSession": "tapeseal.vault.session",
     "VaultTransitKeyring": "tapeseal.keyrings.vault_transit",
+    "sign_statement": "tapeseal.signing",
+    "signer": "tapeseal.signing",
+    "verify_statement": "tapeseal.signing",
 }
 
 __all__ = [
@@ -78,6 +87,7 @@ __all__ = [
     "AwsKmsKeyring",
     "ByteReader",
     "ByteWriter",
+    "CiphertextError",
     "ContextMismatchError",
     "DamagedError",
     "DataKey",
@@ -87,6 +97,7 @@ __all__ = [
     "InvalidTag",
     "KeyUnavailableError",
     "Keyring",
+    "Kms",
     "LimitError",
     "LocalKeyring",
     "NotATapeError",
@@ -107,6 +118,7 @@ __all__ = [
     "TapeReader",
     "TapeWriter",
     "TapesealError",
+    "Transit",
     "UnlockedMemoryWarning",
     "UnsealedError",
     "VaultSession",
@@ -123,7 +135,10 @@ __all__ = [
     "open",
     "openssl_version",
     "rewrap",
+    "sign_statement",
+    "signer",
     "verify",
+    "verify_statement",
 ]
 
 
