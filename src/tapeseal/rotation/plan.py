@@ -12,10 +12,10 @@ class PlannedSecret:
     name: str
     kind: str
     options: Mapping[str, Any] = field(default_factory=dict)
-    """The settings of its kind, as the plan has them."""
+    """The settings of its kind, checked, with the defaults filled in."""
     deploy: Sequence[Mapping[str, Any]] = ()
-    """The settings of each target, `type` among them."""
+    """The settings of each target, checked, with the defaults filled in; `type` among them."""
     verify: Sequence[Mapping[str, Any]] = ()
-    """The settings of each check, `type` among them."""
+    """The settings of each check, checked, with the defaults filled in; `type` among them."""
     consumers: Sequence[str] = ()
     """Who must be seen on a new version before the old one ends."""
