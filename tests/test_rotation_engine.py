@@ -5,6 +5,7 @@ import logging
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 import rotation_world as world
 from rotation_world import CANARY, Service, write_plan
-from servers.bao import Server
+from servers.bao import Cluster, Server, SingleServer
 from servers.fault_proxy import FaultProxy
 from support import TESTS
 from tapeseal.errors import RotationError
