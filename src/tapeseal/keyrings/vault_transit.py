@@ -121,7 +121,7 @@ class VaultTransitKeyring:
         with audit.operation("key.generate", self._label) as entry:
             binding = self._binding or self._read_binding() or CONTEXT
             data_key, recipients = self._generate(binding, encryption_context)
-            entry.version = _version(recipients[0].wrapped or "")
+            entry.version = version_of(recipients[0].wrapped or "")
         return data_key, recipients
 
     def wrap(self, data_key: DataKey, encryption_context: Mapping[str, str]) -> list[Recipient]:
@@ -134,7 +134,7 @@ class VaultTransitKeyring:
                 trial.close()
                 binding = CONTEXT
             recipients = self._wrap(data_key, binding, encryption_context)
-            entry.version = _version(recipients[0].wrapped or "")
+            entry.version = version_of(recipients[0].wrapped or "")
         return recipients
 
     def unwrap(
@@ -159,7 +159,7 @@ class VaultTransitKeyring:
                 # To wait once is enough: a forger may have written many recipients.
                 waits = BEHIND_SECONDS if failure is None else ()
                 with audit.operation("key.unwrap", self._label) as entry:
-                    entry.version = _version(recipient.wrapped) or None  # None: it was changed.
+                    entry.version = version_of(recipient.wrapped) or None  # None: it was changed.
                     return self._unwrap(
                         recipient.wrapped, recipient.binding, encryption_context, waits
                     )
