@@ -117,6 +117,7 @@ def decrypt_secret(
     with memoryview(blob).cast("B") as view:
         found = read_header(view)
         with (
+            audit.operation("blob.decrypt", f"blob:{found.tape_id.hex()}"),
             header.unlock(found, keyring, expect) as data_key,
             contextlib.closing(SecretBuffer(len(view), writable=True)) as room,
             room,
