@@ -80,12 +80,20 @@ class ServiceUnavailableError(KeyUnavailableError):
     """A KMS or a Vault could not be reached, was sealed, throttled or gave no whole answer in time; try again later."""
 
 
+class OutcomeUnknownError(ServiceUnavailableError):
+    """Whether a service has done what it was asked to, and must not do twice, is unknown: its answer was lost."""
+
+
 class AccessDeniedError(KeyUnavailableError):
     """A KMS or a Vault refused: the credentials or the token are not valid, or a policy forbids it."""
 
 
 class WrappingKeyError(KeyUnavailableError):
     """The wrapping key itself cannot be used: missing, disabled, pending deletion, or its version is retired."""
+
+
+class CredentialError(KeyUnavailableError):
+    """A Vault has no such credential to give, or what it gives cannot be used."""
 
 
 class ReserveExhaustedError(KeyUnavailableError):
