@@ -2,13 +2,17 @@
 
 import copy
 import gc
+import json
 import logging
 import math
 import os
 import pickle
+import signal
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,7 @@ from servers.bao import Cluster, Server, SingleServer, wait_for
 from servers.fault_proxy import FaultProxy
 from servers.postgres import DatabaseMount, Postgres
 from support import leaks
+from tapeseal.cli import app
 from tapeseal.errors import (
     AccessDeniedError,
     CredentialError,
@@ -46,7 +51,7 @@ path "auth/token/revoke-self" {{ capabilities = ["update"] }}
 def no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Hide the user's own variables and token file."""
     for name in os.environ:
-        if name.startswith(("VAULT_", "BAO_", "PG")):
+        if name.startswith(("VAULT_", "BAO_", "PG", "XDG_RUNTIME_DIR")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
 
@@ -830,3 +835,197 @@ def test_nothing_shows_the_password(
     for error in (caught.value, expired.value):
         assert leaks(error, [password]) <= {password}  # which the server itself has said
         assert not leaks(error, [credentials._session.client.token])
+
+
+# On the command line
+
+LOGIN = """
+import os, psycopg
+with psycopg.connect() as connection:
+    print(connection.execute("SELECT current_user").fetchone()[0])
+"""
+
+
+@pytest.fixture
+def environment(
+    bao: Server, postgres: Postgres, proxy: FaultProxy, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The variables that name the Vault, a token under the least policy, and the database."""
+    policy = bao.policy(f"cli-{os.urandom(3).hex()}", POLICY.format(path=path))
+    for name, value in {
+        "VAULT_ADDR": proxy.address,
+        "VAULT_TOKEN": bao.make_token(policy, no_default_policy=True),
+        "PGHOST": postgres.host,
+        "PGPORT": str(postgres.port),
+        "PGDATABASE": "postgres",
+    }.items():
+        monkeypatch.setenv(name, value)
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(environment: None, capfdbinary: pytest.CaptureFixture[bytes]) -> Run:
+    """Run the command in this process, and return its exit code and what it and its child printed."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = app.run(["vault", "credentials", *arguments])
+        printed = capfdbinary.readouterr()
+        return code, printed.out.decode(), printed.err.decode()
+
+    return run
+
+
+def test_command(run: Run, mount: DatabaseMount, path: str) -> None:
+    """The command logs in by its environment; when it has ended the credential is revoked."""
+    code, out, err = run("--json", path, "--", sys.executable, "-c", LOGIN)
+    issued, ended = map(json.loads, err.splitlines())
+    assert ("issued", "ended") == (issued["event"], ended["event"])
+    assert out.strip() == issued["username"] == ended["username"]
+    assert (0, 0, 1, 0) == (code, ended["exit_code"], ended["made"], ended["unrevoked"])
+    assert 3590 < issued["seconds_left"] <= 3600
+    assert [] == mount.leases(role_of(path))
+    assert out.strip() not in mount.postgres.roles()
+
+
+def test_command_gets_other_variables(run: Run, path: str) -> None:
+    """The variables can have other names; the password is in no argument and no output of ours."""
+    script = 'echo "$DB_USER"; echo "$DB_PASSWORD"; tr "\\0" " " </proc/$PPID/cmdline'
+    options = ("--user-env", "DB_USER", "--password-env", "DB_PASSWORD", "--json")
+    code, out, err = run(*options, path, "--", "sh", "-c", script)
+    username, password, arguments = out.splitlines()
+    assert 0 == code
+    assert username == json.loads(err.splitlines()[0])["username"]
+    assert len(password) >= 20
+    assert password not in arguments + err
+
+
+def test_command_with_a_service_file(run: Run, mount: DatabaseMount, path: str) -> None:
+    """The file is in memory, for its owner alone, what libpq reads, and gone in the end."""
+    script = f"""{LOGIN}
+file = os.environ["PGSERVICEFILE"]
+print(file, oct(os.stat(file).st_mode), "PGPASSWORD" in os.environ, "PGUSER" in os.environ)
+"""
+    code, out, err = run("--service-file", "--json", path, "--", sys.executable, "-c", script)
+    username, facts = out.splitlines()
+    file, *others = facts.split()
+    assert 0 == code
+    assert username == json.loads(err.splitlines()[0])["username"]
+    assert ["0o100600", "False", "False"] == others
+    assert file.startswith("/dev/shm/tapeseal-")
+    assert not Path(file).parent.exists()
+
+
+@pytest.mark.parametrize(("script", "expected"), [("exit 5", 5), ("kill -9 $$", 137)])
+def test_exit_code(run: Run, path: str, script: str, expected: int) -> None:
+    """The exit code is the command's; 128 and the signal where one has ended it."""
+    code, _, err = run(path, "--", "sh", "-c", script)
+    assert (expected, "") == (code, err)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected", "match"),
+    [
+        (["{path}", "--", "no-such-command"], 2, "no-such-command: there is no such command"),
+        (["{path}"], 2, "Missing argument 'COMMAND...'"),
+        (["--service-file", "{path}", "--", "true"], 2, "PGSERVICE is set"),
+        (["creds", "--", "true"], 2, "not a path"),
+        (["nowhere/creds/reader", "--", "true"], 3, "policies forbid"),
+    ],
+)
+def test_command_that_is_not_run(
+    run: Run,
+    path: str,
+    proxy: FaultProxy,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    expected: int,
+    match: str,
+) -> None:
+    """Where the command cannot be run, or gets no credential, none is made."""
+    monkeypatch.setenv("PGSERVICE", "trades")
+    code, out, err = run(*(each.format(path=path) for each in arguments))
+    assert (expected, "") == (code, out)
+    assert match in err
+    assert 0 == count(proxy, path)
+
+
+def test_no_memory_for_the_file(
+    run: Run, mount: DatabaseMount, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a place in memory for the file the command is not run, and the credential is revoked."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/nowhere")
+    code, out, err = run("--service-file", path, "--", "echo", "run")
+    assert (2, "") == (code, out)
+    assert "no place for a file in memory" in err
+    assert [] == mount.leases(role_of(path))
+
+
+def test_command_outlives_its_policy(run: Run, proxy: FaultProxy, path: str) -> None:
+    """A lease that cannot be revoked is warned of; the exit code is the command's all the same."""
+    proxy.fault("sys/leases/revoke", status=403, body={"errors": ["permission denied"]})
+    code, _, err = run(path, "--", "true")
+    assert 0 == code
+    assert "1 lease not revoked" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_signals(environment: None, mount: DatabaseMount, path: str, number: int) -> None:
+    """Signals go to the command; when that has ended, in its own way, the credential is revoked."""
+    script = "trap 'exit 7' TERM INT HUP; echo ready; while :; do sleep 0.02; done"
+    command = [sys.executable, "-m", "tapeseal", "vault", "credentials", path, "--"]
+    # A session of its own has no terminal, whose Ctrl-C would reach the command by itself.
+    with subprocess.Popen(
+        [*command, "sh", "-c", script], stdout=subprocess.PIPE, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        assert b"ready\n" == process.stdout.readline()
+        assert 1 == len(mount.leases(role_of(path)))
+        process.send_signal(number)
+        assert 7 == process.wait(30)
+    assert [] == mount.leases(role_of(path))
+
+
+@pytest.mark.slow
+def test_command_over_max_ttl(run: Run, mount: DatabaseMount, path: str) -> None:
+    """A command that reads the service file at each login gets every new credential, and is never refused."""
+    mount.make_role(role_of(path), default_ttl="3s", max_ttl="5s")
+    script = """
+import psycopg, time
+end = time.monotonic() + 15
+users = []
+while time.monotonic() < end:
+    with psycopg.connect() as connection:
+        user = connection.execute("SELECT current_user").fetchone()[0]
+    if user not in users: users.append(user)
+    time.sleep(0.02)
+print(len(users))
+"""
+    code, out, err = run("--service-file", "--json", path, "--", sys.executable, "-c", script)
+    events = [json.loads(line)["event"] for line in err.splitlines()]
+    assert 0 == code
+    assert 3 <= int(out) <= 6
+    assert ["issued", *["replaced"] * (int(out) - 1), "ended"] == events
+    wait_for("all leases to be revoked", lambda: [] == mount.leases(role_of(path)))
+
+
+@pytest.mark.slow
+def test_command_keeps_its_variables(run: Run, mount: DatabaseMount, path: str) -> None:
+    """What is in variables stays valid up to the max TTL, as nothing could take its place; then that is said."""
+    mount.make_role(role_of(path), default_ttl="3s", max_ttl="6s")
+    script = """
+import psycopg, time
+began = time.monotonic()
+while True:
+    try:
+        psycopg.connect().close()
+    except psycopg.OperationalError:
+        break
+    time.sleep(0.02)
+print(time.monotonic() - began)
+"""
+    code, out, err = run(path, "--", sys.executable, "-c", script)
+    assert 0 == code
+    assert 4.5 < float(out) < 8
+    assert "the command goes on with the credential before" in err
