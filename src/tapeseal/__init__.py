@@ -17,12 +17,14 @@ from tapeseal.datakey import DataKey, Keyring
 from tapeseal.errors import (
     AccessDeniedError,
     ContextMismatchError,
+    CredentialError,
     DamagedError,
     ForkError,
     InvalidTag,
     KeyUnavailableError,
     LimitError,
     NotATapeError,
+    OutcomeUnknownError,
     PassphraseError,
     ReserveExhaustedError,
     ServiceUnavailableError,
@@ -54,12 +56,14 @@ if TYPE_CHECKING:
     from tapeseal.keyrings.aws_kms import AwsKmsKeyring
     from tapeseal.keyrings.public_key import PublicKeyKeyring
     from tapeseal.keyrings.vault_transit import VaultTransitKeyring
+    from tapeseal.vault.lease import DatabaseCredentials
     from tapeseal.vault.session import VaultSession
 
 # Loaded on first use, for what they need is an extra or takes long to load; the same names stand
 # above for type checkers.
 _LAZY = {
     "AwsKmsKeyring": "tapeseal.keyrings.aws_kms",
+    "DatabaseCredentials": "tapeseal.vault.lease",
     "PublicKeyKeyring": "tapeseal.keyrings.public_key",
     "VaultSession": "tapeseal.vault.session",
     "VaultTransitKeyring": "tapeseal.keyrings.vault_transit",
@@ -73,9 +77,11 @@ __all__ = [
     "ByteReader",
     "ByteWriter",
     "ContextMismatchError",
+    "CredentialError",
     "DamagedError",
     "DataKey",
     "DataKeyReserve",
+    "DatabaseCredentials",
     "ForkError",
     "Inspection",
     "InvalidTag",
@@ -84,6 +90,7 @@ __all__ = [
     "LimitError",
     "LocalKeyring",
     "NotATapeError",
+    "OutcomeUnknownError",
     "PassphraseError",
     "Problem",
     "PublicKeyKeyring",

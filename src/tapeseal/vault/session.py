@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 from urllib.parse import urlsplit
 
 import hvac
@@ -27,7 +27,12 @@ from requests.utils import get_environ_proxies
 
 from tapeseal._core import check_process, process_epoch
 from tapeseal.datakey import first_few
-from tapeseal.errors import AccessDeniedError, ServiceUnavailableError, TapesealError
+from tapeseal.errors import (
+    AccessDeniedError,
+    OutcomeUnknownError,
+    ServiceUnavailableError,
+    TapesealError,
+)
 from tapeseal.files import StrPath
 from tapeseal.secret import Secret
 from tapeseal.transport import Exchange
@@ -56,15 +61,25 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 _FIRST_RENEWAL_PAUSE, _LONGEST_RENEWAL_PAUSE = 0.25, 30.0
 
 
+class TokenState(NamedTuple):
+    """Which of its tokens a session has, and until when. Leases end with the token that they were made under."""
+
+    number: int
+    """How many tokens the session has had, this one included; 0 before its first login."""
+    expires: float
+    """The `time.monotonic()` of its end if it is not renewed, as far as is known; infinite if it has none."""
+
+
 class _Lease:
     """A token and how long it is good for. It stands for the token in frames, whose values tracebacks may show."""
 
-    __slots__ = ("expires", "renew_at", "renewable", "seconds", "token")
+    __slots__ = ("expires", "number", "renew_at", "renewable", "seconds", "token")
 
     def __init__(self, token: str, seconds: float, renewable: bool, since: float) -> None:
         self.token = token
         self.seconds = seconds or math.inf
         self.renewable = renewable
+        self.number = 0
         self.expires = since + self.seconds
         self.renew_at = since + self.seconds * 2 / 3 * random.uniform(0.9, 1.1)
 
@@ -174,8 +189,8 @@ class VaultSession:
             deadline: seconds, instead of the session's.
 
         Raises:
-            ServiceUnavailableError: no node could serve it; or, if it is not idempotent, it is unknown whether it
-                happened.
+            ServiceUnavailableError: no node could serve it.
+            OutcomeUnknownError: it is not idempotent, and whether it happened is unknown.
             AccessDeniedError: the login was refused, the token is no longer valid, or a policy forbids the call.
             ForkError: the session was opened in the process that forked this one.
             ValueError: the session is closed.
@@ -237,6 +252,12 @@ class VaultSession:
                 return answer
 
         return self._enter(lambda: self._call(send, idempotent, end))
+
+    @property
+    def token_state(self) -> TokenState:
+        """Which token the session has; makes no request."""
+        lease = self._lease
+        return TokenState(0, math.inf) if lease is None else TokenState(lease.number, lease.expires)
 
     def close(self, revoke: bool = False) -> None:
         """Stop the background and forget the token; closing again does nothing.
@@ -345,7 +366,7 @@ class VaultSession:
                     raise
             problems[address] = f"{address} {failure.reason}"
             if not idempotent and not failure.harmless:
-                raise ServiceUnavailableError(
+                raise OutcomeUnknownError(
                     f"{problems[address]}; whether it has done what it was asked to is unknown, so "
                     "it is not asked again"
                 )
@@ -512,6 +533,8 @@ class VaultSession:
         return _Lease(token, _seconds(auth.get("lease_duration")), renewable, since)
 
     def _adopt(self, lease: _Lease) -> None:
+        old = self._lease
+        lease.number = 1 if old is None else old.number + (old.token != lease.token)
         self._lease = lease
         self._client.adapter.token = lease.token
         if self._thread is None and lease.expires < math.inf:
