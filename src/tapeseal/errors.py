@@ -107,8 +107,10 @@ class VaultRefusedError(TapesealError):
         return type(self), (str(self), self.status)
 
 
-class SecretNotFoundError(TapesealError, LookupError):
+class SecretNotFoundError(TapesealError, KeyError):
     """There is no such secret, version or member."""
+
+    __str__ = Exception.__str__  # That of KeyError shows the text in quotes.
 
 
 class SecretDeletedError(SecretNotFoundError):

@@ -149,8 +149,8 @@ class SecretVersion(Mapping[str, Secret | None]):
 class KeyValue:
     """A mount of KV version 2.
 
-    Values go between Vault and key memory; no Python object holds one. A read after a write of this object sees it, also
-    from a standby that is behind. Threads may share it.
+    Values go between Vault and key memory; no Python object holds one. A read after a write of this object sees it,
+    also from a standby that is behind. Threads may share it.
 
     Args:
         session: the Vault's.
@@ -179,14 +179,16 @@ class KeyValue:
         """
         name = self._name(path)
         with audit.operation("kv.read", name) as entry:
+            found: SecretVersion | SecretNotFoundError
             for pause in (*_BEHIND_SECONDS, None):
+                number = 0
                 try:
                     found = self._read(path, version)
                     number = found.version
-                except SecretDeletedError as error:
-                    found, number = error, error.version
                 except SecretNotFoundError as error:
-                    found, number = error, 0
+                    found = error
+                    if isinstance(error, SecretDeletedError):
+                        number = error.version
                 if version is not None or number >= self._seen.get(path, 0):
                     break
                 if pause is None:
@@ -205,8 +207,8 @@ class KeyValue:
         name = self._name(path)
         what = f"data/{_quoted(path)}" + ("" if version is None else f"?version={version:d}")
         answer = self._ask("GET", what, secret=("data.data.*",))
-        data = answer.get("data")
-        metadata = data.get("metadata") if isinstance(data, dict) else None
+        data = answer.get("data") or {}
+        metadata = data.get("metadata")
         if not isinstance(metadata, dict):
             raise SecretNotFoundError(
                 f"there is no secret {name}" + ("" if version is None else f" of version {version}")
@@ -234,8 +236,8 @@ class KeyValue:
         Args:
             path: under the mount.
             members: by their names, at least one; a Secret goes from its own memory. They stay their owner's.
-            cas: the version that has to be the newest one now, 0 for none yet; the write can then be repeated safely, and
-                an answer that was lost is found by a look at what is there.
+            cas: the version that has to be the newest one now, 0 for none yet; the write can then be repeated safely,
+                and whether it was done when the answer was lost, a look at what is there tells.
 
         Returns:
             The version's number.
@@ -284,18 +286,14 @@ class KeyValue:
         self._seen[path] = max(self._seen.get(path, 0), number)
         return number
 
-    def _post(
-        self, path: str, members: Mapping[str, Secret | str | None], cas: int | None
-    ) -> int:
+    def _post(self, path: str, members: Mapping[str, Secret | str | None], cas: int | None) -> int:
         body: dict[str, Any] = {"data": dict(members)}
         if cas is not None:
             body["options"] = {"cas": cas}
         answer = self._ask("POST", f"data/{_quoted(path)}", body, idempotent=cas is not None)
         return self._number(answer, path)
 
-    def _patch(
-        self, path: str, members: Mapping[str, Secret | str | None], cas: int | None
-    ) -> int:
+    def _patch(self, path: str, members: Mapping[str, Secret | str | None], cas: int | None) -> int:
         body: dict[str, Any] = {"data": dict(members)}
         if cas is not None:
             body["options"] = {"cas": cas}
@@ -306,7 +304,9 @@ class KeyValue:
                 raise
             with self.read(path) as found:
                 if cas is not None and cas != found.version:
-                    raise VersionConflictError(_conflict(self._name(path), cas, found.version)) from None
+                    raise VersionConflictError(
+                        _conflict(self._name(path), cas, found.version)
+                    ) from None
                 merged: dict[str, Secret | str | None] = {
                     name: "" if each is None else each for name, each in found.items()
                 }
@@ -317,9 +317,7 @@ class KeyValue:
             raise SecretNotFoundError(f"there is no secret {self._name(path)} to patch")
         return self._number(answer, path)
 
-    def _own_write(
-        self, path: str, members: Mapping[str, Secret | str | None], cas: int
-    ) -> int:
+    def _own_write(self, path: str, members: Mapping[str, Secret | str | None], cas: int) -> int:
         """Return the version that follows `cas` if it is what we wrote, and its answer was lost.
 
         Raises:
@@ -329,7 +327,7 @@ class KeyValue:
         try:
             with self.read(path, cas + 1) as found:
                 # A patch leaves other members as they are: those that it named tell.
-                if all(_same(found[each] if each in found else None, members[each]) for each in members):
+                if all(_same(found.get(each), members[each]) for each in members):
                     return cas + 1
         except SecretNotFoundError:
             pass
@@ -481,7 +479,8 @@ class KeyValue:
         number = data.get("version") if isinstance(data, dict) else None
         if not isinstance(number, int):
             raise OutcomeUnknownError(
-                f"the answer to a write of {self._name(path)} holds no version; whether it was written is unknown"
+                f"the answer to a write of {self._name(path)} holds no version; whether it was "
+                "written is unknown"
             )
         return number
 
@@ -680,9 +679,7 @@ def _listed(versions: Sequence[int]) -> str | None:
 
 
 def _conflict(name: str, cas: int, newest: int) -> str:
-    return (
-        f"{name} was changed meanwhile: version {newest} is the newest, not {cas}; read it and try again"
-    )
+    return f"{name} was changed meanwhile: version {newest} is the newest, not {cas}; read it and try again"
 
 
 def _same(found: Secret | None, given: Secret | str | None) -> bool:
