@@ -394,10 +394,10 @@ def test_kubernetes_manifests_are_valid(written: Path) -> None:
 
 def test_nothing_is_replaced(tmp_path: Path) -> None:
     """Where one of the files is there already, none is written."""
-    (tmp_path / "plan.toml").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"plan\.toml"):
+    (tmp_path / "rotation.toml").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"rotation\.toml"):
         write_set_up(tmp_path, SetUp())
-    assert ["plan.toml"] == [path.name for path in tmp_path.iterdir()]
+    assert ["rotation.toml"] == [path.name for path in tmp_path.iterdir()]
 
 
 def test_nothing_is_left_to_fill_in(written: Path) -> None:

@@ -201,7 +201,7 @@ def _files(set_up: SetUp) -> Iterator[tuple[str, str]]:
         )
     yield "set-up.sh", fill("set-up.sh", enable_audit=audit)
     for name in (
-        "plan.toml",
+        "rotation.toml",
         "aws/recorder.json",
         "aws/reader.json",
         "aws/rotation.json",
