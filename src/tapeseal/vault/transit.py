@@ -95,7 +95,11 @@ _REFUSALS: tuple[tuple[str, type[TapesealError | ValueError], str], ...] = (
     (r"invalid ciphertext", CiphertextError, "it was changed"),
     (r"deletion is not allowed", WrappingKeyError, "configure the key to allow its deletion first"),
     (r"not support|unsupported|non-AEAD", WrappingKeyError, "keys of this type do not do that"),
-    (r"cannot set|must be|base64|input|parameter", ValueError, "it does not take this"),
+    (
+        r"cannot set|must be|unknown key type|base64|input|parameter",
+        ValueError,
+        "it does not take this",
+    ),
 )
 
 
@@ -227,9 +231,10 @@ class Transit:
         Returns:
             The ciphertext: "vault:v1:…".
         """
-        return _only(
-            self.encrypt_batch(name, [plaintext], context=context, associated_data=associated_data)
-        )
+        with in_key_memory(plaintext) as secret:
+            del plaintext  # No traceback is to hold it.
+            bound = {"context": context, "associated_data": associated_data}
+            return _only(self.encrypt_batch(name, [secret], **bound))
 
     def encrypt_batch(
         self,
@@ -249,13 +254,14 @@ class Transit:
             items = []
             for each in plaintexts:
                 secret = stack.enter_context(in_key_memory(each))
-                del each  # No traceback is to hold it.
+                del each
                 if len(secret) > MAX_ITEM_SIZE:
                     raise ValueError(
                         f"Transit is given up to {MAX_ITEM_SIZE} bytes, not {len(secret)}: make a tape or a blob"
                     )
                 text = stack.enter_context(Secret(secret.to_base64()))
                 items.append(_Item({"plaintext": text, **bound}, len(secret)))
+            del plaintexts  # No traceback is to hold them.
             return self._batch(
                 "encrypt", name, items, lambda result: _versioned(result, "ciphertext")
             )
@@ -360,7 +366,9 @@ class Transit:
 
     def hmac(self, name: str, message: "Buffer | Secret | SecretBuffer") -> str:
         """Return the HMAC-SHA-256 of up to 32 KiB by the latest version of a key: "vault:v1:…"."""
-        return _only(self.hmac_batch(name, [message]))
+        with in_key_memory(message) as secret:
+            del message  # No traceback is to hold it.
+            return _only(self.hmac_batch(name, [secret]))
 
     def hmac_batch(
         self, name: str, messages: "Sequence[Buffer | Secret | SecretBuffer]"
@@ -371,6 +379,7 @@ class Transit:
             ExitStack() as stack,
         ):
             items = [self._to_mac(stack, each) for each in messages]
+            del messages  # No traceback is to hold them.
             return self._batch(
                 "hmac",
                 name,
@@ -389,6 +398,7 @@ class Transit:
             raise SignatureError(f"{self._label(name)}: an HMAC of Transit is written vault:vN:…")
         with audit.operation("transit.verify_hmac", self._label(name)), ExitStack() as stack:
             item = self._to_mac(stack, message)
+            del message  # No traceback is to hold it.
             item.fields["hmac"] = mac
             _only(self._batch("verify", name, [item], self._valid(name), {"algorithm": "sha2-256"}))
 
@@ -593,7 +603,9 @@ class Transit:
                     self._results(operation, name, body, len(sent), secret) if sent else ()
                 )
                 found.extend(
-                    self._result(name, next(results), take) if item.error is None else item.error
+                    self._result(operation, name, next(results), take)
+                    if item.error is None
+                    else item.error
                     for item in chunk
                 )
         except BaseException:
@@ -604,13 +616,17 @@ class Transit:
         return found
 
     def _result(
-        self, name: str, result: Mapping[str, Any], take: Callable[[Mapping[str, Any]], T]
+        self,
+        operation: str,
+        name: str,
+        result: Mapping[str, Any],
+        take: Callable[[Mapping[str, Any]], T],
     ) -> T | TapesealError:
         try:
             refusal = result.get("error")
             if not refusal:
                 return take(result)
-            if "valid" in result:  # of a signature
+            if operation == "verify":
                 return SignatureError(f"{self._label(name)}: {plain(str(refusal))}")
             error = _refused(self._label(name), plain(str(refusal)))
         except TapesealError as problem:
