@@ -492,6 +492,25 @@ def test_a_server_that_comes_back(engine, faulty):
 
 
 @pytest.mark.server
+def test_a_standby_that_lags_behind(engine, faulty, monkeypatch):
+    """Items that a standby does not know yet are asked for again, and those alone."""
+    through, proxy = faulty
+    monkeypatch.setattr(transit, "BEHIND_SECONDS", (0.01,) * 3)
+    new = {"error": "invalid ciphertext: version is too new", "plaintext": ""}
+    old = {"plaintext": base64.b64encode(b"one").decode()}
+    ciphertexts = engine.encrypt_batch("plain", [b"one", b"two"])
+    for status, results in ((400, [new]), (200, [old, new])):  # the one told last goes first
+        body = {"data": {"batch_results": results}}
+        proxy.fault("POST .*decrypt/plain", times=1, status=status, body=body)
+    assert [b"one", b"two"] == [
+        content(each) for each in through.decrypt_batch("plain", ciphertexts)
+    ]
+    proxy.fault("POST .*decrypt/plain", status=400, body={"data": {"batch_results": [new]}})
+    with pytest.raises(WrappingKeyError, match="no such version"):
+        through.decrypt("plain", ciphertexts[0])
+
+
+@pytest.mark.server
 @pytest.mark.parametrize(
     "body",
     [

@@ -61,7 +61,7 @@ _ALGORITHMS = {
 }
 
 # What a standby says for a while after a key was made or rotated: up to 0.1 s where it is not busy.
-BEHIND: Final = re.compile(r"version is too new|key not found")
+BEHIND: Final = re.compile(r"version is too new|key not found|higher than the latest key version")
 BEHIND_SECONDS: Final = (0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
 
 # What a server says in a 400 or 404 is all that tells one refusal from another: a pattern, the error, what to do.
@@ -462,8 +462,12 @@ class Transit:
         """
         with audit.operation("transit.rotate_key", self._label(name)) as entry:
             before = self._read(name).latest_version
-            self._key("POST", name, "/rotate", {}, idempotent=False)
-            # Of a standby that lags behind, this would be the version before.
+            answer = self._key("POST", name, "/rotate", {}, idempotent=False)
+            data = answer.get("data")
+            if isinstance(data, dict) and data.get("latest_version"):
+                entry.version = version = _parse_key(data, name, self._label(name)).latest_version
+                return version
+            # Older servers do not say, and a standby that lags behind says the version before.
             for pause in (*BEHIND_SECONDS, None):
                 entry.version = version = self._read(name).latest_version
                 if version > before:
@@ -594,13 +598,13 @@ class Transit:
         found: list[T | TapesealError] = []
         try:
             for chunk in _chunks(items):
-                sent = [item for item in chunk if item.error is None]
-                body = {**(settings or {}), "batch_input": [item.fields for item in sent]}
+                fields = [item.fields for item in chunk if item.error is None]
+                more = dict(settings or {})
                 if operation in ("encrypt", "decrypt"):
                     # Otherwise one bad item makes all of the answer an error.
-                    body["partial_failure_response_code"] = 200
+                    more["partial_failure_response_code"] = 200
                 results = iter(
-                    self._results(operation, name, body, len(sent), secret) if sent else ()
+                    self._results(operation, name, more, fields, secret) if fields else ()
                 )
                 found.extend(
                     self._result(operation, name, next(results), take)
@@ -636,14 +640,33 @@ class Transit:
         return error
 
     def _results(
-        self, operation: str, name: str, body: Mapping[str, Any], count: int, secret: Sequence[str]
+        self,
+        operation: str,
+        name: str,
+        settings: Mapping[str, Any],
+        items: Sequence[Mapping[str, Any]],
+        secret: Sequence[str],
     ) -> list[Mapping[str, Any]]:
-        label = self._label(name)
+        """Return what the server answers for each item, of a standby that lags behind what it answers later."""
+        results: list[Mapping[str, Any]] = [{}] * len(items)
+        left = list(range(len(items)))
+        for pause in (*BEHIND_SECONDS, None):
+            body = {**settings, "batch_input": [items[number] for number in left]}
+            for number, result in zip(left, self._ask(operation, name, body, secret), strict=True):
+                results[number] = result
+            left = [n for n in left if BEHIND.search(str(results[n].get("error") or ""))]
+            if not left or pause is None:
+                break
+            time.sleep(pause)
+        return results
+
+    def _ask(
+        self, operation: str, name: str, body: Mapping[str, Any], secret: Sequence[str]
+    ) -> list[Mapping[str, Any]]:
+        label, count = self._label(name), len(body["batch_input"])
         answer = self._request("POST", f"{operation}/{name}", label, body, secret=secret)
-        if (
-            "unrecognized" in (said := plain(str(answer.get("warnings") or "")))
-            and "associated_data" in said
-        ):
+        said = plain(str(answer.get("warnings") or ""))
+        if "unrecognized" in said and "associated_data" in said:
             raise WrappingKeyError(f"{label}: the server does not know associated_data: {said!r}")
         results = _data(answer, label).get("batch_results")
         if (
