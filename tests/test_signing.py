@@ -424,6 +424,24 @@ def test_the_text_is_canonical(day):
     assert rest == b""
 
 
+def test_a_signer_that_goes_on_to_another_key(day):
+    """Where the key of the signature is not the one in the text, the statement is made anew."""
+
+    class Moving(LocalSigner):
+        signed = 0
+
+        def sign(self, message):
+            if not self.signed:
+                self._key = ec.generate_private_key(ec.SECP256R1())
+            self.signed += 1
+            return super().sign(message)
+
+    made = Moving()
+    statement = sign_statement([day], made)
+    assert 2 == made.signed
+    assert fingerprint(made.public_key()) == open_statement(statement, made.public_key()).public_key
+
+
 def test_names_are_relative(day, monkeypatch):
     """A tape goes by the path below what was named: a directory, what stands before a pattern, or its own directory."""
 
@@ -446,6 +464,10 @@ def test_a_rewrap_leaves_it_valid(day, other_keyring, keyring):
     large = day / "XNAS" / "large.tape"
     tapeseal.rewrap(large, keyring=keyring, to=other_keyring)
     tapeseal.rewrap(day / "small.tape", keyring=keyring, to=other_keyring, copy=True)
+    for path, records in ((large, 200_000), (day / "small.tape", 10)):
+        assert tapeseal.verify(path, keyring=other_keyring).state == "sealed"
+        with tapeseal.open(path, keyring=other_keyring) as tape:
+            assert (tape[:] == ticks(0, records)).all()
     found = check(statement, day)
     assert found.ok
     assert {"same"} == set(states(found).values())
