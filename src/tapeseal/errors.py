@@ -92,6 +92,10 @@ class ReserveExhaustedError(KeyUnavailableError):
     """A reserve has no data key left, and its service has been away for longer than the outage budget."""
 
 
+class CertificateError(TapesealError):
+    """A Vault would not issue, sign or revoke a certificate, or one is not what was asked for or does not verify."""
+
+
 class TapeLockedError(TapesealError, BlockingIOError):
     """Another writer, or a rewrap, holds the tape."""
 
