@@ -4,8 +4,8 @@
         server.authorized_keys.write_text(public_key)
         assert server.login(identity).returncode == 0
 
-It runs as whoever runs the tests, root or not, and lets in that user alone. The keys, CAs and revoked keys that it trusts
-are read anew for each connection; after a change of `settings` restart it.
+It runs as whoever runs the tests, root or not, and lets in that user alone. The keys, CAs and revoked keys that it
+trusts are read anew for each connection; after a change of `settings` restart it.
 """
 
 import os

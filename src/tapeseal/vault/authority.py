@@ -1,7 +1,6 @@
 """A certificate authority in Vault: a root, or an intermediate that a root signs, set up by one call."""
 
 import datetime
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -44,7 +43,7 @@ def set_up_authority(
             becomes the default: so an authority is replaced before it ends.
         key_type: "ec-256", "ec-384", "rsa-2048", "rsa-3072" or "rsa-4096".
         days: how long it is valid; None: 3650 of a root, 1825 of an intermediate.
-        roles: by their names the parameters of roles, as Vault's API has them.
+        roles: by their names the parameters of roles, as Vault's API has them; one that differs is written anew.
         urls: what goes into each certificate: "issuing_certificates", "crl_distribution_points", "ocsp_servers".
 
     Returns:
@@ -58,8 +57,8 @@ def set_up_authority(
     with audit.operation("pki.setup", pki.mount, common_name=common_name, issuer=issuer):
         _mount(pki, valid, done)
         if urls is not None:
-            _write(pki, "config/urls", {name: list(each) for name, each in urls.items()}, done)
-        _write(pki, "config/crl", _CRL, done)
+            pki.write("config/urls", {name: list(each) for name, each in urls.items()}, done)
+        pki.write("config/crl", _CRL, done)
         found = _issuers(pki)
         issuer_id = next((key for key, each in found.items() if each["issuer_name"] == issuer), "")
         if not issuer_id and parent is None:
@@ -68,63 +67,27 @@ def set_up_authority(
         elif not issuer_id and parent is not None:
             issuer_id = _make_intermediate(pki, parent, common_name, issuer, key_type, valid, done)
         _check_issuer(pki, issuer_id, common_name, parent)
-        _write(pki, "config/issuers", {"default": issuer_id}, done)
+        pki.write("config/issuers", {"default": issuer_id}, done)
         for name, parameters in (roles or {}).items():
-            _write(pki, f"roles/{name}", parameters, done)
+            pki.write(f"roles/{name}", parameters, done)
     return done
 
 
 def _mount(pki: Pki, days: float, done: list[str]) -> None:
     """Mount the engine, and let it issue for as long as its authority lives: Vault's limit is 32 days."""
-    path, seconds = f"sys/mounts/{pki.mount}", int(days * 86400)
-    mounts = request(pki.session, "GET", "sys/mounts")
-    mount = mounts.get("data", mounts).get(f"{pki.mount}/")
-    if mount is None:
-        body = {"type": "pki", "config": {"max_lease_ttl": f"{seconds}s"}}
-        request(pki.session, "POST", path, body)
-        done.append(f"mounted an engine at {pki.mount}")
-        return
-    if mount["type"] != "pki":
-        raise CertificateError(f"at {pki.mount} there is an engine of the type {mount['type']}")
-    if mount["config"]["max_lease_ttl"] < seconds:
-        body = {"max_lease_ttl": f"{seconds}s"}
-        request(pki.session, "POST", f"{path}/tune", body, idempotent=True)
+    seconds = int(days * 86400)
+    mount = pki.mounted("pki", {"max_lease_ttl": f"{seconds}s"}, done)
+    if mount is not None and mount["config"]["max_lease_ttl"] < seconds:
+        path, body = f"sys/mounts/{pki.mount}/tune", {"max_lease_ttl": f"{seconds}s"}
+        request(pki.session, "POST", path, body, idempotent=True)
         done.append(f"raised the longest validity at {pki.mount} to {days:g} days")
-
-
-def _write(pki: Pki, path: str, wanted: Mapping[str, Any], done: list[str]) -> None:
-    """Write parameters that are not as they should be."""
-    try:
-        have = pki.request("GET", path).get("data", {})
-    except CertificateError:
-        have = {}
-    if all(_same(have.get(name), value) for name, value in wanted.items()):
-        return
-    # What is not written would be reset to its default.
-    pki.request("POST", path, {**have, **wanted}, idempotent=True)
-    done.append(f"wrote {pki.mount}/{path}")
-
-
-def _same(have: Any, wanted: Any) -> bool:
-    """Whether a parameter that was read is one that was written: the server has durations in seconds, lists as such."""
-    if have == wanted:
-        return True
-    if isinstance(have, list):
-        return have == (wanted.split(",") if isinstance(wanted, str) else list(wanted))
-    if isinstance(have, int) and not isinstance(have, bool) and isinstance(wanted, str):
-        units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-        number, unit = wanted[:-1], wanted[-1:]
-        return number.isdecimal() and unit in units and have == int(number) * units[unit]
-    return json.dumps(have) == json.dumps(wanted)
 
 
 def _issuers(pki: Pki) -> dict[str, Mapping[str, Any]]:
     # Asked for one that is not there, the server fails with 500.
     if not pki.keys("issuers"):
         return {}
-    found: dict[str, Mapping[str, Any]] = member(
-        pki.request("LIST", "issuers"), "key_info", dict
-    )
+    found: dict[str, Mapping[str, Any]] = member(pki.request("LIST", "issuers"), "key_info", dict)
     return found
 
 
@@ -154,22 +117,22 @@ def _make_intermediate(
 ) -> str:
     key_id = _make_key(pki, issuer, key_type, done)
     # An issuer with this key and no name yet is one that a crash has left.
-    for issuer_id, each in _issuers(pki).items():
-        if each["key_id"] == key_id:
-            break
+    left = [name for name, each in _issuers(pki).items() if each["key_id"] == key_id]
+    if left:
+        issuer_id = left[0]
     else:
         body = {"key_ref": key_id, "common_name": common_name, "exclude_cn_from_sans": True}
         answer = pki.request("POST", "intermediate/generate/existing", body, idempotent=True)
         csr = x509.load_pem_x509_csr(member(answer, "csr", str).encode())
-        certificate = parent.find(csr)
-        if certificate is None:
+        found = parent.find(csr)
+        if found is not None:
+            certificate = found.certificate
+        else:
             certificate = _sign(parent, csr, common_name, days)
             done.append(f"signed the intermediate {common_name} at {parent.mount}")
         above = parent.chain()
         check_chain(certificate, above, key=csr.public_key())
-        bundle = "".join(
-            each.public_bytes(Encoding.PEM).decode() for each in (certificate, *above)
-        )
+        bundle = "".join(each.public_bytes(Encoding.PEM).decode() for each in (certificate, *above))
         answer = pki.request(
             "POST", "intermediate/set-signed", {"certificate": bundle}, idempotent=True
         )
@@ -215,7 +178,8 @@ def _check_issuer(pki: Pki, issuer_id: str, common_name: str, parent: Pki | None
         raise CertificateError(f"the issuer at {pki.mount} is another one: {chain[0].subject}")
     above = chain[1:] if parent is None else parent.chain()
     if (parent is None) != (chain[0].issuer == chain[0].subject) or (
-        parent is not None and public_bytes(chain[-1].public_key()) != public_bytes(above[-1].public_key())
+        parent is not None
+        and public_bytes(chain[-1].public_key()) != public_bytes(above[-1].public_key())
     ):
         raise CertificateError(f"the issuer at {pki.mount} has another parent")
     now = datetime.datetime.now(datetime.UTC)

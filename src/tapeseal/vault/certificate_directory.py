@@ -21,11 +21,8 @@ that none is left that nobody knows; after 3 there is nothing to ask; after 4 on
 import datetime
 import json
 import os
-import signal
-import stat
-import subprocess
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -38,8 +35,23 @@ from tapeseal.errors import AccessDeniedError, CertificateError
 from tapeseal.files import StrPath, new_file, sync_directory, write_all
 from tapeseal.secret import Secret
 from tapeseal.vault.file_set import FileSet
-from tapeseal.vault.pki import VALIDITY_DAYS, Pki, check_chain, make_request, serial_text
-from tapeseal.vault.private_keys import TLS_KEY_TYPES, load_tls_key, make_tls_key
+from tapeseal.vault.pki import (
+    VALIDITY_DAYS,
+    IssuedCertificate,
+    Pki,
+    check_chain,
+    make_request,
+    missing_names,
+    serial_text,
+)
+from tapeseal.vault.private_keys import (
+    TLS_KEY_TYPES,
+    TlsKey,
+    key_type_of,
+    load_tls_key,
+    make_tls_key,
+)
+from tapeseal.vault.reload import Reload, check_owner
 from tapeseal.vault.session import VaultSession
 
 RENEW_BEFORE_DAYS: Final = 30
@@ -52,83 +64,13 @@ ORDER: Final = "certificate.json"
 
 _RELOADED = "reloaded"
 _MOST_KEY_BYTES = 1 << 16
-_SIGNALS = ("HUP", "USR1", "USR2", "TERM", "WINCH")
-
-
-@dataclass(frozen=True)
-class Reload:
-    """How the program that uses a certificate is told of a new one: a command, or a signal.
-
-    Raises:
-        ValueError: it is not one of the two.
-    """
-
-    command: Sequence[str] = ()
-    """A program and its arguments; it runs without a shell, and without the tokens in this process's environment."""
-    pid_file: str = ""
-    """A file with the process id to which the signal goes."""
-    signal: str = "HUP"
-    seconds: float = 60
-    """How long the command may take."""
-
-    def __post_init__(self) -> None:
-        if bool(self.command) == bool(self.pid_file):
-            raise ValueError("a reload hook is either a command or a pid file")
-        if isinstance(self.command, str):
-            raise ValueError("the command of a reload hook is a list: a program and its arguments")
-        if self.signal not in _SIGNALS:
-            raise ValueError(f"the signal of a reload hook is one of {', '.join(_SIGNALS)}")
-
-    def run(self) -> None:
-        """Tell it.
-
-        Raises:
-            CertificateError: the command failed, or there is no such process.
-        """
-        problem = self._run_command() if self.command else self._send_signal()
-        if problem:
-            raise CertificateError(f"the new certificate is in place, but {problem}")
-
-    def _run_command(self) -> str:
-        secret = ("VAULT_TOKEN", "BAO_TOKEN")
-        environment = {name: value for name, value in os.environ.items() if name not in secret}
-        try:
-            process = subprocess.Popen(
-                list(self.command),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                env=environment,
-                start_new_session=True,
-            )
-        except OSError as error:
-            return f"{self.command[0]} did not start: {error.strerror}"
-        try:
-            code = process.wait(self.seconds)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            return f"{self.command[0]} was not done within {self.seconds:g} s"
-        except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            raise
-        return f"{self.command[0]} failed with {code}" if code else ""
-
-    def _send_signal(self) -> str:
-        try:
-            with open(self.pid_file, "rb") as file:
-                # Who can write it says which process gets a signal from this user.
-                _check_owner(file.fileno(), self.pid_file)
-                text = file.read(32).strip()
-            pid = int(text)
-            if pid < 2:
-                raise ValueError
-            os.kill(pid, getattr(signal, f"SIG{self.signal}"))
-        except ValueError:
-            return f"{self.pid_file} holds no process id"
-        except OSError as error:
-            return f"no signal could be sent by {self.pid_file}: {error.strerror}"
-        return ""
+_JSON_TYPES: Final[dict[str, Any]] = {
+    "alt_names": list,
+    "ip_addresses": list,
+    "days": (int, float),
+    "renew_before_days": (int, float),
+    "reload": (dict, type(None)),
+}
 
 
 @dataclass(frozen=True)
@@ -177,16 +119,13 @@ class CertificateOrder:
         """
         try:
             values = json.loads(text)
+            for name, value in values.items():
+                if not isinstance(value, _JSON_TYPES.get(name, str)):
+                    raise TypeError(f"{name} is of another type")
+                if isinstance(value, list):
+                    values[name] = tuple(value)
             if values.get("reload") is not None:
                 values["reload"] = Reload(**values["reload"])
-            for each in fields(cls):
-                expected: tuple[type, ...] = type(each.default), int
-                if each.name in ("role", "common_name", "reload"):
-                    continue
-                if isinstance(each.default, tuple):
-                    values[each.name] = tuple(values.get(each.name, ()))
-                elif not isinstance(values.get(each.name, each.default), expected):
-                    raise TypeError(f"{each.name} is a {type(each.default).__name__}")
             return cls(**values)
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"this is no order of a certificate: {error}") from None
@@ -227,10 +166,10 @@ class CertificateDirectory:
         self.files = FileSet(self.path)
         name = self.path / ORDER
         with open(name, "rb") as file:
-            _check_owner(file.fileno(), str(name))
+            check_owner(file.fileno(), str(name))
             fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
             try:
-                _check_owner(fd, str(self.path))
+                check_owner(fd, str(self.path))
             finally:
                 os.close(fd)
             try:
@@ -240,7 +179,10 @@ class CertificateDirectory:
 
     @classmethod
     def create(cls, path: StrPath, order: CertificateOrder) -> Self:
-        """Write an order to a directory, made where it is not there. An order before counts from the next renewal on."""
+        """Write an order to a directory, which is made where it is not there.
+
+        In place of an order that is there it counts from the next renewal on.
+        """
         directory = Path(path)
         directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         with new_file(directory / ORDER, 0o644, replace=True) as fd:
@@ -255,26 +197,26 @@ class CertificateDirectory:
         return None if current is None else _read_certificate(current)
 
     def due(self, at: datetime.datetime | None = None) -> bool:
-        """Whether it is time to renew it: it ends soon, it is not what the order says, or there is none.
+        """Whether it is time to renew it: it ends soon, it is not what the order says, or there is none."""
+        certificate = self._in_use()
+        return certificate is None or not self._serves(certificate, at)
 
-        A set in use that cannot be read counts as none.
-        """
+    def _in_use(self) -> x509.Certificate | None:
+        """Return the certificate in use; one that cannot be read is none."""
         try:
-            certificate = self.certificate()
-            return certificate is None or not self._serves(certificate, at)
+            return self.certificate()
         except (OSError, ValueError):
-            return True
+            return None
 
     def _serves(self, certificate: x509.Certificate, at: datetime.datetime | None = None) -> bool:
         """Whether a certificate is what the order says, and not yet to be renewed."""
-        now = at or datetime.datetime.now(datetime.UTC)
         start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
         before = min(datetime.timedelta(days=self.order.renew_before_days), (end - start) / 3)
-        try:
-            check_chain(certificate, [certificate], names=self.order.names, at=now)
-        except CertificateError:
-            return False
-        return now < end - before
+        return (
+            not missing_names(certificate, self.order.names)
+            and key_type_of(certificate.public_key()) == self.order.key_type
+            and (at or datetime.datetime.now(datetime.UTC)) < end - before
+        )
 
     def renew(self, session: VaultSession, *, force: bool = False) -> Renewal:
         """Renew the certificate if it is due, or make the first; go on with what a run before has begun.
@@ -286,21 +228,157 @@ class CertificateDirectory:
             force: renew it though it is not due.
 
         Raises:
-            CertificateError: Vault refused; what it signed does not hold, and the old set stays; or the hook failed,
-                and is run again by the next call.
+            CertificateError: Vault refused, or what it signed does not hold: the old set stays. Or the hook failed:
+                the new set stays, and the next call runs the hook again.
             AccessDeniedError, ServiceUnavailableError: as VaultSession.request(); the old set stays.
             PermissionError: a file of the old set has an owner whom this process cannot give a file.
             BlockingIOError: another run is at it.
         """
         with self.files.lock():
-            self.files.prune()
-            before = self.certificate() if self.files.current() else None
-            if self.files.pending() is None and not force and not self.due():
-                return self._after(before, before, [], "current")
+            before = self._in_use()
+            serves = before is not None and self._serves(before)
+            if before is not None and serves and not force and self.files.pending() is None:
+                return self._finish(before, before, [], "current")
             with audit.operation("pki.renew", str(self.path)) as entry:
                 warnings: list[str] = []
-                certificate = self._make_set(Pki(session, self.order.mount), warnings)
+                certificate = self._complete_set(Pki(session, self.order.mount), warnings)
                 self.files.publish()
                 entry.version = serial_text(certificate.serial_number)
-            self.files.prune()
-            return self._after(before, certificate, warnings, "renewed")
+            return self._finish(before, certificate, warnings, "renewed")
+
+    def roll_back(self) -> None:
+        """Make the previous set the current one again, and run the hook.
+
+        Raises:
+            FileNotFoundError: there is none.
+            CertificateError: the hook failed.
+            BlockingIOError: another run is at it.
+        """
+        with self.files.lock():
+            self.files.roll_back()
+            self._reload()
+
+    def _complete_set(self, pki: Pki, warnings: list[str]) -> x509.Certificate:
+        """Complete the pending set, and return its certificate."""
+        pending = self.files.begin()
+        key_path, certificate_path = pending / PRIVATE_KEY, pending / CERTIFICATE
+        begun = key_path.exists()
+        if not begun:
+            pem, key = make_tls_key(self.order.key_type)
+            with pem, pem.buffer as buffer:
+                self.files.write(PRIVATE_KEY, buffer, private=True)
+        else:
+            key = _read_key(key_path)
+        if not certificate_path.exists():
+            request = make_request(
+                key,
+                self.order.common_name,
+                alt_names=self.order.alt_names,
+                ip_addresses=self.order.ip_addresses,
+            )
+            issued = self._find(pki, request, key_path, warnings) if begun else None
+            if issued is None:
+                issued = pki.sign(self.order.role, request, days=self.order.days)
+                warnings += issued.warnings
+            whole = [issued.certificate, *issued.chain]
+            self.files.write(CHAIN, _pem(whole[1:]), private=False)
+            sent = [each for each in whole if each.issuer != each.subject]
+            self.files.write(FULL_CHAIN, _pem(sent), private=False)
+            # The last, for it says that the others are there.
+            self.files.write(CERTIFICATE, _pem(whole[:1]), private=False)
+        certificate = _read_certificate(pending)
+        if begun and not self._serves(certificate):
+            self._give_up(pki, certificate, warnings)
+            return self._complete_set(pki, warnings)
+        # As they are on the disk, which is what its users will read.
+        chain = x509.load_pem_x509_certificates((pending / CHAIN).read_bytes())
+        key = _read_key(key_path)
+        trusted: list[x509.Certificate] = []
+        if self.order.ca_file:
+            trusted = x509.load_pem_x509_certificates(Path(self.order.ca_file).read_bytes())
+        check_chain(certificate, chain, key=key, names=self.order.names, trusted=trusted)
+        return certificate
+
+    def _find(
+        self,
+        pki: Pki,
+        request: x509.CertificateSigningRequest,
+        key_path: Path,
+        warnings: list[str],
+    ) -> IssuedCertificate | None:
+        """Return the certificate that a run which was killed may have had signed."""
+        since = datetime.datetime.fromtimestamp(key_path.stat().st_mtime, datetime.UTC)
+        try:
+            return pki.find(request, since)
+        except AccessDeniedError:
+            warnings.append(
+                f"a run before this one may have had a certificate for {self.order.common_name} signed, which this "
+                "token may not look for; it is of no use to anybody, for its key is here"
+            )
+            return None
+
+    def _give_up(self, pki: Pki, certificate: x509.Certificate, warnings: list[str]) -> None:
+        """Revoke a certificate that was made for an order as it was before, and begin anew."""
+        try:
+            pki.revoke(certificate)
+        except (AccessDeniedError, CertificateError) as error:
+            serial = serial_text(certificate.serial_number)
+            warnings.append(f"{serial}, which was never in use, could not be revoked: {error}")
+        self.files.discard()
+
+    def _finish(
+        self,
+        before: x509.Certificate | None,
+        certificate: x509.Certificate,
+        warnings: list[str],
+        state: str,
+    ) -> Renewal:
+        self.files.prune()
+        if self._reload() and state == "current":
+            state = "reloaded"
+        return Renewal(
+            path=str(self.path),
+            state=state,
+            serial=serial_text(certificate.serial_number),
+            not_after=certificate.not_valid_after_utc,
+            previous_serial=None
+            if before is None or state != "renewed"
+            else serial_text(before.serial_number),
+            warnings=warnings,
+        )
+
+    def _reload(self) -> bool:
+        """Run the hook if its program has not been told of the current set; return whether it was run."""
+        current = self.files.current()
+        if self.order.reload is None or current is None:
+            return False
+        if self.files.target(_RELOADED) == current:
+            return False
+        self.order.reload.run()
+        self.files.link(_RELOADED, current)
+        return True
+
+
+def find_certificates(path: StrPath) -> list[str]:
+    """Return the directories at or below a path that hold the order of a certificate."""
+    return sorted(folder for folder, _, names in os.walk(path) if ORDER in names)
+
+
+def _read_certificate(directory: Path) -> x509.Certificate:
+    return x509.load_pem_x509_certificate((directory / CERTIFICATE).read_bytes())
+
+
+def _read_key(path: Path) -> TlsKey:
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        size = os.fstat(fd).st_size
+        if not 0 < size <= _MOST_KEY_BYTES:
+            raise ValueError(f"{path} is no private key")
+        with Secret(SecretBuffer.read(fd, size)) as pem:
+            return load_tls_key(pem)
+    finally:
+        os.close(fd)
+
+
+def _pem(certificates: Sequence[x509.Certificate]) -> bytes:
+    return b"".join(each.public_bytes(Encoding.PEM) for each in certificates)

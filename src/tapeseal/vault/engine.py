@@ -10,6 +10,8 @@ from tapeseal.transport.foreign_text import plain
 from tapeseal.vault.connection import said_by
 from tapeseal.vault.session import VaultSession
 
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
 
 class NotThereError(CertificateError):
     """What a path names is not there, or the path is none of this server's."""
@@ -53,6 +55,36 @@ class Engine:
         except NotThereError:
             return []
 
+    def mounted(
+        self, kind: str, config: Mapping[str, Any], done: list[str]
+    ) -> Mapping[str, Any] | None:
+        """Mount the engine where it is not, and say so in `done`; return how it was mounted before.
+
+        Raises:
+            CertificateError: at its path there is an engine of another type.
+        """
+        mounts = request(self.session, "GET", "sys/mounts")
+        mount: Mapping[str, Any] | None = mounts.get("data", {}).get(f"{self.mount}/")
+        if mount is None:
+            body = {"type": kind, "config": config}
+            request(self.session, "POST", f"sys/mounts/{self.mount}", body)
+            done.append(f"mounted an engine at {self.mount}")
+        elif mount["type"] != kind:
+            raise CertificateError(
+                f"at {self.mount} there is an engine of the type {mount['type']}"
+            )
+        return mount
+
+    def write(self, path: str, wanted: Mapping[str, Any], done: list[str]) -> None:
+        """Write parameters, if they are not as they should be, and say so in `done`."""
+        try:
+            have = self.request("GET", path).get("data", {})
+        except NotThereError:
+            have = {}
+        if not all(_same(have.get(name), value) for name, value in wanted.items()):
+            self.request("POST", path, wanted, idempotent=True)
+            done.append(f"wrote {self.mount}/{path}")
+
 
 def request(
     session: VaultSession,
@@ -91,3 +123,12 @@ def warnings_in(answer: Mapping[str, Any]) -> list[str]:
     """Return what the server says beside its answer."""
     found = answer.get("warnings")
     return [plain(str(each)) for each in found] if isinstance(found, list) else []
+
+
+def _same(have: Any, wanted: Any) -> bool:
+    """Whether a parameter that was read is one to be written: the server has times in seconds, and splits lists."""
+    if isinstance(have, list):
+        wanted = wanted.split(",") if isinstance(wanted, str) else list(wanted)
+    elif isinstance(have, int) and isinstance(wanted, str) and wanted[:-1].isdecimal():
+        wanted = int(wanted[:-1]) * _UNITS.get(wanted[-1], 0)
+    return bool(have == wanted)

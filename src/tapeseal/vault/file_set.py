@@ -198,4 +198,3 @@ def _copy_access(source: Path, target: int | Path, without: int = 0) -> None:
                 str(source),
             ) from None
     os.chmod(target, stat.S_IMODE(wanted.st_mode) & ~without)
-

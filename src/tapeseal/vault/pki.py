@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509 import verification
@@ -124,9 +125,7 @@ class Pki(Engine):
             ServiceUnavailableError: also where it is unknown whether a certificate was made.
         """
         names = [common_name, *alt_names, *ip_addresses]
-        with audit.operation(
-            "pki.issue", f"{self.mount}/{role}", common_name=common_name
-        ) as entry:
+        with audit.operation("pki.issue", f"{self.mount}/{role}", common_name=common_name) as entry:
             body = _asked(common_name, alt_names, ip_addresses, days)
             body["private_key_format"] = "pkcs8"
             if key_type is not None:
@@ -250,10 +249,10 @@ class Pki(Engine):
 
     def find(
         self, request: x509.CertificateSigningRequest, since: datetime.datetime | None = None
-    ) -> x509.Certificate | None:
+    ) -> IssuedCertificate | None:
         """Return the newest certificate for a request whose answer was lost; None where there is none in force.
 
-        The certificate of a request is known by its public key, so it need not be revoked: the key is here.
+        It is known by its public key, whose private half is here: so it can be used, and need not be revoked.
 
         Args:
             request: what sign() was given.
@@ -261,11 +260,24 @@ class Pki(Engine):
         """
         public_key = public_bytes(request.public_key())
         for listed in self.certificates(common_name=_names_of(request)[0], since=since):
-            if not listed.revoked:
-                certificate = self.certificate(listed.serial)
-                if public_bytes(certificate.public_key()) == public_key:
-                    return certificate
+            if listed.revoked:
+                continue
+            certificate = self.certificate(listed.serial)
+            if public_bytes(certificate.public_key()) == public_key:
+                return IssuedCertificate(certificate, self._chain_of(certificate))
         return None
+
+    def _chain_of(self, certificate: x509.Certificate) -> list[x509.Certificate]:
+        for issuer in self.keys("issuers"):
+            chain = self.chain(issuer)
+            try:
+                certificate.verify_directly_issued_by(chain[0])
+            except (ValueError, TypeError, InvalidSignature):
+                continue
+            return chain
+        raise CertificateError(
+            f"none of the issuers at {self.mount} has signed {serial_text(certificate.serial_number)}"
+        )
 
     def crl(self, issuer: str = "default") -> RevocationList:
         """Fetch an issuer's CRL and check it. That needs no policy.
@@ -339,13 +351,10 @@ def check_chain(
         public_key = key.public_key() if hasattr(key, "public_key") else key
         if public_bytes(public_key) != public_bytes(certificate.public_key()):
             raise CertificateError("the certificate is not for this private key")
-    hosts, addresses = _alternatives(certificate)
-    common_names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    have = {*hosts, *addresses, *(str(each.value) for each in common_names)}
-    missing = [name for name in names if name not in have and _address(name) not in have]
+    missing = missing_names(certificate, names)
     if missing:
         raise CertificateError(f"the certificate is not for {', '.join(missing)}")
-    anchors = list(trusted) or chain[-1:]
+    anchors = [*trusted] or [*chain[-1:]]
     if not anchors:
         raise CertificateError("the certificate came without a chain")
     builder = verification.PolicyBuilder().store(verification.Store(anchors))
@@ -361,6 +370,14 @@ def check_chain(
     else:
         return
     raise CertificateError(f"the chain of the certificate does not hold: {problem}")
+
+
+def missing_names(certificate: x509.Certificate, names: Sequence[str]) -> list[str]:
+    """Return which of some DNS names, IP addresses or common names a certificate is not for."""
+    hosts, addresses = _alternatives(certificate)
+    common_names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    have = {*hosts, *addresses, *(str(each.value) for each in common_names)}
+    return [name for name in names if name not in have and _address(name) not in have]
 
 
 def check_crl(

@@ -76,10 +76,24 @@ def load_tls_key(pem: Secret) -> TlsKey:
     return key
 
 
+def key_type_of(key: object) -> str | None:
+    """Return which of TLS_KEY_TYPES a private or public key is, None for others."""
+    found = None
+    if isinstance(key, ec.EllipticCurvePrivateKey | ec.EllipticCurvePublicKey):
+        found = f"ec-{key.key_size}"
+    elif isinstance(key, rsa.RSAPrivateKey | rsa.RSAPublicKey):
+        found = f"rsa-{key.key_size}"
+    return found if found in TLS_KEY_TYPES else None
+
+
 def _make_ec_key(size: int, curve: bytes) -> tuple[Secret, TlsKey]:
     for _ in range(_ATTEMPTS):
         with contextlib.closing(SecretBuffer.random(size)) as scalar:
-            with contextlib.closing(_ec_der(curve, scalar)) as short, short, memoryview(short) as der:
+            with (
+                contextlib.closing(_ec_der(curve, scalar)) as short,
+                short,
+                memoryview(short) as der,
+            ):
                 try:
                     key = serialization.load_der_private_key(der, None)
                 except ValueError:
@@ -194,7 +208,7 @@ def _to_pem(data: SecretBuffer, label: str, line: int) -> SecretBuffer:
 def _from_pem(text: SecretBuffer) -> SecretBuffer:
     """Return the contents of the only PEM block of a private key."""
     with text, memoryview(text) as view:
-        marks = [at for at in range(len(view) - 4) if view[at : at + 5] == b"-----"]
+        marks = [at for at in range(len(view) - 4) if bytes(view[at : at + 5]) == b"-----"]
         breaks = [at for at in range(len(view)) if view[at] in b"\r\n"]
         # BEGIN, a mark at either end, then END likewise.
         if len(marks) != 4:
