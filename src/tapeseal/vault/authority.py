@@ -11,7 +11,7 @@ from cryptography.x509.oid import NameOID
 from tapeseal import audit
 from tapeseal.errors import CertificateError
 from tapeseal.vault.engine import member, request
-from tapeseal.vault.pki import Pki, check_chain, public_bytes
+from tapeseal.vault.pki import VALIDITY_DAYS, Pki, check_chain, public_bytes
 
 ROOT_DAYS: Final = 3650
 INTERMEDIATE_DAYS: Final = 1825
@@ -71,6 +71,18 @@ def set_up_authority(
         for name, parameters in (roles or {}).items():
             pki.write(f"roles/{name}", parameters, done)
     return done
+
+
+def host_role(domains: Sequence[str]) -> dict[str, Any]:
+    """Return the parameters of a role for certificates of hosts in some domains, as servers and as clients."""
+    return {
+        "allowed_domains": ",".join(domains),
+        "allow_subdomains": True,
+        "allow_localhost": False,
+        "key_type": "any",
+        "ttl": f"{VALIDITY_DAYS * 86400}s",
+        "max_ttl": f"{VALIDITY_DAYS * 86400}s",
+    }
 
 
 def _mount(pki: Pki, days: float, done: list[str]) -> None:

@@ -125,7 +125,11 @@ class CertificateOrder:
                 if isinstance(value, list):
                     values[name] = tuple(value)
             if values.get("reload") is not None:
-                values["reload"] = Reload(**values["reload"])
+                hook = values["reload"]
+                if not isinstance(hook.get("command", []), list):
+                    raise TypeError("the command of a hook is a list")
+                hook["command"] = tuple(hook.get("command", ()))
+                values["reload"] = Reload(**hook)
             return cls(**values)
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"this is no order of a certificate: {error}") from None

@@ -98,13 +98,12 @@ class FileSet:
 
     def begin(self) -> Path:
         """Begin a set and return its directory: the one that a run before has begun, if there is one."""
-        found = self.pending()
+        before, found = self.current(), self.pending()
         if found is not None and found.is_dir():
             return found
         name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(2)}"
         made = self.directory / name
         made.mkdir(mode=0o755)
-        before = self.current()
         if before is not None:
             _copy_access(before, made)
         self.link(_PENDING, made)

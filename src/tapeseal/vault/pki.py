@@ -3,9 +3,11 @@
 import contextlib
 import datetime
 import ipaddress
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 from cryptography import x509
@@ -22,6 +24,7 @@ from tapeseal.errors import (
     ServiceUnavailableError,
     SignatureError,
 )
+from tapeseal.files import StrPath, new_file, sync_directory, write_all
 from tapeseal.secret import Secret
 from tapeseal.vault.engine import Engine, member, warnings_in
 from tapeseal.vault.private_keys import TlsKey, load_tls_key
@@ -407,6 +410,27 @@ def check_crl(
         raise CertificateError(f"the CRL is out of date: the next was due {next_update}")
     revoked = {serial_text(each.serial_number): each.revocation_date_utc for each in crl}
     return RevocationList(pem, number, crl.last_update_utc, next_update, revoked)
+
+
+def write_crl(path: StrPath, crl: RevocationList) -> None:
+    """Write a CRL to a file in PEM, in place of an older one of the same issuer.
+
+    Raises:
+        CertificateError: the one that is there is newer: somebody hands out an old one, in which less is revoked.
+    """
+    have = None
+    with contextlib.suppress(OSError, ValueError):
+        have = x509.load_pem_x509_crl(Path(path).read_bytes())
+    if have is not None and have.issuer == x509.load_pem_x509_crl(crl.pem).issuer:
+        before = have.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+        if before > crl.number:
+            raise CertificateError(
+                f"the CRL number {crl.number} is older than the one in {path}, number {before}"
+            )
+    with new_file(path, 0o644, replace=True) as fd:
+        write_all(fd, crl.pem)
+        os.fsync(fd)
+    sync_directory(path)
 
 
 def serial_text(serial: int) -> str:
