@@ -22,8 +22,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from memory_scan import Scanner, child
 from servers.bao import Server, free_ports, wait_for
 from servers.fault_proxy import FaultProxy
-from support import leaks
 from support import child as run_child
+from support import leaks
 from tapeseal.cli import app
 from tapeseal.errors import (
     AccessDeniedError,

@@ -338,4 +338,4 @@ def revoke(
     if as_json:
         output.as_json({"file": krl, "version": version, "added": count})
     else:
-        output.line(f"{krl}: version {version}, {output.counted(count, 'entries')} added")
+        output.line(f"{krl}: version {version}, {count} added")

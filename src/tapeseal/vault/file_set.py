@@ -26,10 +26,12 @@ import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
-
-from typing_extensions import Buffer
+from typing import TYPE_CHECKING
 
 from tapeseal.files import StrPath, sync_directory, write_all
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 _CURRENT, _PREVIOUS, _PENDING = "current", "previous", "pending"
 _NAME = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{4}")
@@ -109,7 +111,7 @@ class FileSet:
         self.link(_PENDING, made)
         return made
 
-    def write(self, name: str, data: Buffer, *, private: bool) -> None:
+    def write(self, name: str, data: "Buffer", *, private: bool) -> None:
         """Write a file of the pending set, whole or not at all, and make it durable.
 
         It gets owner and permissions of the current set's file of that name.
