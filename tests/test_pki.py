@@ -10,6 +10,7 @@ import socket
 import ssl
 import stat
 import subprocess
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -275,7 +276,10 @@ def test_bad_keys(text: str) -> None:
 
 
 def test_keys_leave_nothing_behind() -> None:
-    """Once it is closed, no piece of an elliptic-curve key is left in the process that made, wrote and read it."""
+    """Once it is closed, no text or bytes of an elliptic-curve key are left in the process that made and wrote it.
+
+    docs/pki.md says what may be: the number that `cryptography` parses it by, which has its last byte first.
+    """
     program = """
         import os, sys
         from tapeseal.vault.pki import make_request
@@ -286,6 +290,7 @@ def test_keys_leave_nothing_behind() -> None:
             file.write(buffer)
         make_request(key, "a.example.com")
         load_tls_key(pem)
+        stage("made")
         pem.close()
         del key
         gc.collect()
@@ -294,12 +299,15 @@ def test_keys_leave_nothing_behind() -> None:
     path = Path(os.environ.get("TMPDIR", "/tmp"), f"key-{os.urandom(4).hex()}.pem")
     try:
         with child(program, path) as looked_at:
-            looked_at.wait_for("closed")
+            looked_at.wait_for("made")
             text = openssl("pkey", "-in", path, "-noout", "-text").stdout
             digits = re.search(r"priv:\n([0-9a-f:\s]+)pub:", text)
             assert digits is not None
             key = bytes.fromhex(re.sub(r"[:\s]", "", digits[1]).zfill(64))
-            assert set() == Scanner({"private key": key}).process(looked_at.pid)
+            found = Scanner({"key": key})
+            assert {True} == {hit.protected for hit in found.process(looked_at.pid)}
+            looked_at.go_on_to("closed")
+            assert set() == found.process(looked_at.pid)
     finally:
         path.unlink(missing_ok=True)
 
@@ -529,6 +537,17 @@ def test_crl_that_is_not_rebuilt(server: Server, pki: Pki) -> None:
     assert pki.revoke(signed.serial).in_crl
 
 
+def test_revoke_what_is_not_stored(pki: Pki) -> None:
+    """A certificate of a role that stores none is revoked by itself."""
+    pki.write("roles/unstored", {**host_role(["feeds.example.com"]), "no_store": True}, [])
+    pem, key = make_tls_key("ec-256")
+    pem.close()
+    signed = pki.sign("unstored", make_request(key, NAME))
+    with pytest.raises(CertificateError, match="not found"):
+        pki.revoke(signed.serial)
+    assert pki.revoke(signed.certificate).in_crl
+
+
 def test_revoke_unknown(pki: Pki) -> None:
     """A serial number that the engine does not know is an error."""
     with pytest.raises(CertificateError, match="not found"):
@@ -714,6 +733,37 @@ def test_access_is_kept(directory: CertificateDirectory, issuer: VaultSession, m
     assert (*owner, 0o640) == (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode))
     assert 0o400 == stat.S_IMODE((set_of(directory) / "cert.pem").stat().st_mode)
     assert 0o750 == stat.S_IMODE(set_of(directory).stat().st_mode)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_access_that_cannot_be_kept(server: Server) -> None:
+    """Where a file belongs to somebody else, and this user cannot give him one, the old set stays."""
+    code = """
+        import os, sys
+        from pathlib import Path
+        from tapeseal.vault import Token, VaultSession
+        from tapeseal.vault.certificate_directory import CertificateDirectory, CertificateOrder
+        address, token, path = sys.argv[1:4]
+        os.chown(path, 65534, 65534)
+        os.setegid(65534), os.seteuid(65534)
+        with VaultSession(address, login=Token(token)) as session:
+            made = CertificateDirectory.create(path, CertificateOrder("feeds", "a.feeds.example.com", mount="desk/pki"))
+            made.renew(session)
+            before = made.files.current()
+            os.seteuid(0)
+            os.chown(before / "privkey.pem", 0, 0)
+            os.seteuid(65534)
+            try:
+                made.renew(session, force=True)
+            except PermissionError as error:
+                print(error)
+            print(made.files.current() == before)
+    """
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        os.chmod(name, 0o755)
+        done = run_child(code, server.address, token_of(server, "issuer"), name)
+    assert (0, "") == (done.returncode, done.stderr)
+    assert re.search(r"belongs to uid 0, gid 0.*privkey.pem'\nTrue\n$", done.stdout), done.stdout
 
 
 def test_other_things_are_left_alone(directory: CertificateDirectory, issuer: VaultSession) -> None:
@@ -971,7 +1021,7 @@ def test_orders_last(tmp_path: Path) -> None:
     """An order is read as it was written."""
     wanted = order(alt_names=("b.example",), ip_addresses=("::1",), reload=Reload(("a", "b")))
     assert wanted == CertificateDirectory.create(tmp_path / "x" / "y", wanted).order
-    assert [str(tmp_path / "x" / "y")] == find_certificates(tmp_path)
+    assert [str(tmp_path / "x" / "y")] == find_certificates(tmp_path, print)
 
 
 # Killed
@@ -1184,6 +1234,7 @@ def test_commands(tmp_path: Path, run: Any) -> None:
     [
         (["renew", "{}"], 2, "certificate.json"),
         (["renew", "--due", "{}"], 2, "no certificate at or below"),
+        (["renew", "--due", "{}/none"], 2, "No such file"),
         (
             ["issue", "{}/x", "--role", ROLE, "--name", "x.elsewhere.com", "--mount", MOUNT],
             3,

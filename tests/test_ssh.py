@@ -246,6 +246,21 @@ def test_no_principals(users: Ssh, principals: list[str]) -> None:
         users.sign(ROLE, make_ssh_key_pair().public, principals=principals)
 
 
+@pytest.mark.parametrize("line", ["", "x", "ssh-ed25519 AAAA", "sk-ssh-ed25519@openssh.com AAAA"])
+def test_bad_public_keys(users: Ssh, line: str) -> None:
+    """What is no public key of a kind that we can check is never sent."""
+    with pytest.raises(ValueError, match="no public key"):
+        users.sign(ROLE, line, principals=[USER])
+
+
+@pytest.mark.parametrize("kind", ["rsa", "ecdsa"])
+def test_other_kinds_of_keys(tmp_path: Path, hosts: Ssh, kind: str) -> None:
+    """The keys that sshd makes for a host can be signed, whatever their kind."""
+    keygen("-q", "-t", kind, "-N", "", "-f", tmp_path / f"ssh_host_{kind}_key")
+    (found,) = sign_host_keys(hosts, "recorders", [HOST], directory=tmp_path)
+    assert "host certificate" in keygen("-L", "-f", found.certificate)
+
+
 def test_least_policies(server: Server, signer: Ssh) -> None:
     """A signer can neither use other roles nor change them; who reads the CA can do no more."""
     with pytest.raises(AccessDeniedError):

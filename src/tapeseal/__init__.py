@@ -16,6 +16,7 @@ from tapeseal.body import Anchor
 from tapeseal.datakey import DataKey, Keyring
 from tapeseal.errors import (
     AccessDeniedError,
+    CertificateError,
     ContextMismatchError,
     DamagedError,
     ForkError,
@@ -54,13 +55,19 @@ if TYPE_CHECKING:
     from tapeseal.keyrings.aws_kms import AwsKmsKeyring
     from tapeseal.keyrings.public_key import PublicKeyKeyring
     from tapeseal.keyrings.vault_transit import VaultTransitKeyring
+    from tapeseal.vault.certificate_directory import CertificateDirectory
+    from tapeseal.vault.pki import Pki
     from tapeseal.vault.session import VaultSession
+    from tapeseal.vault.ssh import Ssh
 
 # Loaded on first use, for what they need is an extra or takes long to load; the same names stand
 # above for type checkers.
 _LAZY = {
     "AwsKmsKeyring": "tapeseal.keyrings.aws_kms",
+    "CertificateDirectory": "tapeseal.vault.certificate_directory",
+    "Pki": "tapeseal.vault.pki",
     "PublicKeyKeyring": "tapeseal.keyrings.public_key",
+    "Ssh": "tapeseal.vault.ssh",
     "VaultSession": "tapeseal.vault.session",
     "VaultTransitKeyring": "tapeseal.keyrings.vault_transit",
 }
@@ -72,6 +79,8 @@ __all__ = [
     "AwsKmsKeyring",
     "ByteReader",
     "ByteWriter",
+    "CertificateDirectory",
+    "CertificateError",
     "ContextMismatchError",
     "DamagedError",
     "DataKey",
@@ -85,6 +94,7 @@ __all__ = [
     "LocalKeyring",
     "NotATapeError",
     "PassphraseError",
+    "Pki",
     "Problem",
     "PublicKeyKeyring",
     "Quorum",
@@ -96,6 +106,7 @@ __all__ = [
     "Secret",
     "ServiceUnavailableError",
     "SignatureError",
+    "Ssh",
     "TapeChangedError",
     "TapeLockedError",
     "TapeReader",

@@ -284,14 +284,15 @@ def renew(directories: tuple[str, ...], due: bool, as_json: bool) -> int:
 
     codes: list[int] = []
     found: list[CertificateDirectory] = []
+
+    def note(error: OSError) -> None:
+        codes.append(failures.report(error, as_json=as_json))
+
     for directory in directories:
-        try:
-            paths = find_certificates(directory) if due else [directory]
-            if not paths:
-                raise FileNotFoundError(f"there is no certificate at or below {directory}")
-        except OSError as error:
-            codes.append(failures.report(error, directory, as_json=as_json))
-            continue
+        before = len(codes)
+        paths = find_certificates(directory, note) if due else [directory]
+        if not paths and before == len(codes):
+            note(FileNotFoundError(f"there is no certificate at or below {directory}"))
         for path in paths:
             try:
                 found.append(CertificateDirectory(path))

@@ -21,7 +21,7 @@ that none is left that nobody knows; after 3 there is nothing to ask; after 4 on
 import datetime
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
@@ -264,6 +264,9 @@ class CertificateDirectory:
 
     def _complete_set(self, pki: Pki, warnings: list[str]) -> x509.Certificate:
         """Complete the pending set, and return its certificate."""
+        trusted: list[x509.Certificate] = []
+        if self.order.ca_file:
+            trusted = x509.load_pem_x509_certificates(Path(self.order.ca_file).read_bytes())
         pending = self.files.begin()
         key_path, certificate_path = pending / PRIVATE_KEY, pending / CERTIFICATE
         begun = key_path.exists()
@@ -297,9 +300,6 @@ class CertificateDirectory:
         # As they are on the disk, which is what its users will read.
         chain = x509.load_pem_x509_certificates((pending / CHAIN).read_bytes())
         key = _read_key(key_path)
-        trusted: list[x509.Certificate] = []
-        if self.order.ca_file:
-            trusted = x509.load_pem_x509_certificates(Path(self.order.ca_file).read_bytes())
         check_chain(certificate, chain, key=key, names=self.order.names, trusted=trusted)
         return certificate
 
@@ -363,9 +363,14 @@ class CertificateDirectory:
         return True
 
 
-def find_certificates(path: StrPath) -> list[str]:
-    """Return the directories at or below a path that hold the order of a certificate."""
-    return sorted(folder for folder, _, names in os.walk(path) if ORDER in names)
+def find_certificates(path: StrPath, on_error: Callable[[OSError], Any]) -> list[str]:
+    """Return the directories at or below a path that hold the order of a certificate.
+
+    Args:
+        path: where to look.
+        on_error: is called for what cannot be looked into; the search goes on.
+    """
+    return sorted(folder for folder, _, names in os.walk(path, onerror=on_error) if ORDER in names)
 
 
 def _read_certificate(directory: Path) -> x509.Certificate:

@@ -170,17 +170,20 @@ class Pki(Engine):
         """Revoke a certificate, and have the CRL name it at once; doing it again is no error.
 
         Args:
-            certificate: it, or its serial number as Vault writes one.
+            certificate: it, or its serial number as Vault writes one. A role with `no_store` needs the former.
 
         Raises:
             CertificateError: the engine does not know it.
         """
-        serial = certificate
-        if isinstance(serial, x509.Certificate):
-            serial = serial_text(serial.serial_number)
+        if isinstance(certificate, x509.Certificate):
+            serial = serial_text(certificate.serial_number)
+            body = {"certificate": certificate.public_bytes(Encoding.PEM).decode()}
+        else:
+            serial = certificate.lower().replace("-", ":")
+            body = {"serial_number": serial}
         with audit.operation("pki.revoke", self.mount, serial=serial) as entry:
             entry.version = serial
-            answer = self.request("POST", "revoke", {"serial_number": serial}, idempotent=True)
+            answer = self.request("POST", "revoke", body, idempotent=True)
             time = datetime.datetime.fromtimestamp(
                 member(answer, "revocation_time", int), datetime.UTC
             )
@@ -191,7 +194,7 @@ class Pki(Engine):
                 revoked = self.crl(issuer or "default").revoked
             except (AccessDeniedError, CertificateError):
                 return Revocation(serial, time, in_crl=False)
-            return Revocation(serial, time, in_crl=serial.lower().replace("-", ":") in revoked)
+            return Revocation(serial, time, in_crl=serial in revoked)
 
     def certificate(self, serial: str) -> x509.Certificate:
         """Return a certificate from the engine's store.

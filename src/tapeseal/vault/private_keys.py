@@ -1,9 +1,9 @@
 """Private keys for TLS and SSH, made and written out in key memory.
 
-What is left behind: elliptic-curve and Ed25519 keys are made, parsed and written in SecretBuffers. OpenSSL, under
-`cryptography`, holds a copy while a key is used and clears it; so do the numbers that it makes on the way, as far as
-OpenSSL's own code goes. RSA keys are made by OpenSSL and written by `cryptography`, whose intermediate copies are
-freed without being cleared.
+No Python object holds a key, and OpenSSL, under `cryptography`, clears its copy when it frees it. What is left behind:
+`cryptography` parses an elliptic-curve key by way of a number that it frees without clearing it, so that one copy stays
+until its piece of memory is used again. RSA keys are made by OpenSSL and written out by `cryptography`, with several
+such copies. An Ed25519 key leaves nothing.
 """
 
 import contextlib

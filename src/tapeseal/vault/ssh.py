@@ -132,6 +132,7 @@ class Ssh(Engine):
             CertificateError: the role does not allow it or is not there, or what came is not what was asked for.
             ValueError: the public key or a principal cannot be used.
         """
+        key = _public_key(public_key)
         if not principals or any(not each or "," in each for each in principals):
             raise ValueError(
                 "a certificate names its principals, none of them empty or with a comma"
@@ -155,7 +156,7 @@ class Ssh(Engine):
             answer = self.request("POST", f"sign/{role}", body)
             signed = parse_certificate(member(answer, "signed_key", str))
             entry.version = signed.serial
-            _check(signed, public_key, principals, host)
+            _check(signed, key, principals, host)
             warnings = warnings_in(answer)
             if (signed.valid_before - signed.valid_after).total_seconds() < valid:
                 warnings.append(
@@ -239,14 +240,24 @@ def _texts(options: Mapping[bytes, bytes]) -> dict[str, str]:
     return {name.decode(): value.decode(errors="replace") for name, value in options.items()}
 
 
-def _check(signed: SignedKey, public_key: str, principals: Sequence[str], host: bool) -> None:
+def _public_key(line: str) -> bytes:
+    """Return a public key of OpenSSH's in DER.
+
+    Raises:
+        ValueError: it is none, or one that is not supported.
+    """
+    try:
+        if line.lstrip().startswith("sk-"):
+            raise UnsupportedAlgorithm("certificates of security keys are not read")
+        key = load_ssh_public_identity(line.strip().encode())
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise ValueError(f"this is no public key of OpenSSH's that can be used: {error}") from None
+    return public_bytes(key.public_key() if isinstance(key, SSHCertificate) else key)
+
+
+def _check(signed: SignedKey, key: bytes, principals: Sequence[str], host: bool) -> None:
     """Refuse a certificate that is not what was asked for."""
-    certificate = load_ssh_public_identity(signed.text.encode())
-    assert isinstance(certificate, SSHCertificate)
-    key = load_ssh_public_identity(public_key.encode())
-    if isinstance(key, SSHCertificate) or public_bytes(certificate.public_key()) != public_bytes(
-        key
-    ):
+    if _public_key(signed.text) != key:
         raise CertificateError("the certificate that Vault has signed is of another key")
     if signed.host != host or sorted(signed.principals) != sorted(principals):
         kind = "host" if signed.host else "user"
@@ -372,7 +383,7 @@ def _read_certificate(public_key: Path) -> SignedKey | None:
 
 def _is_of(signed: SignedKey, public_key: str) -> bool:
     try:
-        _check(signed, public_key, signed.principals, True)
+        _check(signed, _public_key(public_key), signed.principals, True)
     except (CertificateError, ValueError):
         return False
     return True
