@@ -38,11 +38,11 @@ from tapeseal.vault.authority import host_role, set_up_authority
 from tapeseal.vault.certificate_directory import (
     CertificateDirectory,
     CertificateOrder,
-    Reload,
     find_certificates,
 )
 from tapeseal.vault.pki import Pki, check_chain, check_crl, make_request, serial_text, write_crl
 from tapeseal.vault.private_keys import TLS_KEY_TYPES, load_tls_key, make_tls_key
+from tapeseal.vault.reload import Reload
 
 ROOT, MOUNT, ROLE = "desk/pki-root", "desk/pki", "feeds"
 NAME = "a.feeds.example.com"
@@ -218,9 +218,9 @@ def test_set_up_goes_on(server: Server, lossy: tuple[FaultProxy, Pki], number: i
     set_up()
     assert [] == set_up()
     assert ["Lost Root", "Lost Trading"] == sorted(each.common_name for each in root.certificates())
-    assert [1, 1] == [len(engine.keys("keys")) for engine in (root, pki)]
+    assert [1, 1] == [len(engine.names("keys")) for engine in (root, pki)]
     # An intermediate has the certificate of its root beside its own.
-    assert [1, 2] == [len(engine.keys("issuers")) for engine in (root, pki)]
+    assert [1, 2] == [len(engine.names("issuers")) for engine in (root, pki)]
     key, key_object = make_tls_key("ec-256")
     with key:
         assert pki.sign(ROLE, make_request(key_object, "x.example.com")).chain
@@ -242,7 +242,23 @@ def test_policy_of_an_authority(server: Server) -> None:
         set_up_authority(pki, "Own", parent=root, issuer="next")
         assert pki.chain("next") == pki.chain() != pki.chain("ca")
         with pytest.raises(AccessDeniedError):
-            Pki(session, MOUNT).keys("keys")
+            Pki(session, MOUNT).names("keys")
+
+
+def test_replacing_a_root(pki: Pki) -> None:
+    """A new root beside the old one, and under it a new intermediate; the old set-up still holds."""
+    root, under = Pki(pki.session, "next/root"), Pki(pki.session, "next/pki")
+    set_up_authority(root, "Root 1", issuer="1")
+    set_up_authority(under, "Trading 1", parent=root, issuer="1")
+    set_up_authority(root, "Root 2", issuer="2")
+    set_up_authority(under, "Trading 2", parent=root, issuer="2")
+    assert ["CN=Trading 2", "CN=Root 2"] == [
+        each.subject.rfc4514_string() for each in under.chain()
+    ]
+    assert [f"wrote {each.mount}/config/issuers" for each in (root, under)] == [
+        *set_up_authority(root, "Root 1", issuer="1"),
+        *set_up_authority(under, "Trading 1", parent=root, issuer="1"),
+    ]
 
 
 # Certificates

@@ -302,7 +302,7 @@ def test_set_up_goes_on(server: Server, lost: str) -> None:
                 ssh.set_up({"r": host_role(["example"])})
                 assert key in (None, ssh.ca_public_key())
             assert [] == ssh.set_up({"r": host_role(["example"])})
-            assert 1 == len(ssh.keys("issuers"))
+            assert 1 == len(ssh.names("issuers"))
 
 
 def test_a_forged_answer(server: Server, hosts: Ssh) -> None:

@@ -283,7 +283,7 @@ class CertificateDirectory:
                 alt_names=self.order.alt_names,
                 ip_addresses=self.order.ip_addresses,
             )
-            issued = self._find(pki, request, key_path, warnings) if begun else None
+            issued = self._find(pki, request, warnings) if begun else None
             if issued is None:
                 issued = pki.sign(self.order.role, request, days=self.order.days)
                 warnings += issued.warnings
@@ -304,16 +304,11 @@ class CertificateDirectory:
         return certificate
 
     def _find(
-        self,
-        pki: Pki,
-        request: x509.CertificateSigningRequest,
-        key_path: Path,
-        warnings: list[str],
+        self, pki: Pki, request: x509.CertificateSigningRequest, warnings: list[str]
     ) -> IssuedCertificate | None:
         """Return the certificate that a run which was killed may have had signed."""
-        since = datetime.datetime.fromtimestamp(key_path.stat().st_mtime, datetime.UTC)
         try:
-            return pki.find(request, since)
+            return pki.find(request)
         except AccessDeniedError:
             warnings.append(
                 f"a run before this one may have had a certificate for {self.order.common_name} signed, which this "

@@ -215,7 +215,7 @@ class Pki(Engine):
             common_name: list only those that have it.
             since: list only those that were made from then on, or up to five minutes before, for roles backdate theirs.
         """
-        revoked = set(self.keys("certs/revoked"))
+        revoked = set(self.names("certs/revoked"))
         found = []
         for serial, about in self._details():
             listed = ListedCertificate(
@@ -240,7 +240,7 @@ class Pki(Engine):
         else:
             yield from member(answer, "key_info", dict).items()
             return
-        for serial in self.keys("certs"):
+        for serial in self.names("certs"):
             certificate = self.certificate(serial)
             common_names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
             yield (
@@ -253,28 +253,31 @@ class Pki(Engine):
                 },
             )
 
-    def find(
-        self, request: x509.CertificateSigningRequest, since: datetime.datetime | None = None
-    ) -> IssuedCertificate | None:
+    def find(self, request: x509.CertificateSigningRequest) -> IssuedCertificate | None:
         """Return the newest certificate for a request whose answer was lost; None where there is none in force.
 
         It is known by its public key, whose private half is here: so it can be used, and need not be revoked.
 
         Args:
             request: what sign() was given.
-            since: as for certificates().
         """
         public_key = public_bytes(request.public_key())
-        for listed in self.certificates(common_name=_names_of(request)[0], since=since):
-            if listed.revoked:
+        now = datetime.datetime.now(datetime.UTC)
+        for listed in self.certificates(common_name=_names_of(request)[0]):
+            if listed.revoked or listed.not_after <= now:
                 continue
             certificate = self.certificate(listed.serial)
             if public_bytes(certificate.public_key()) == public_key:
-                return IssuedCertificate(certificate, self._chain_of(certificate))
+                return IssuedCertificate(certificate, self.chain_of(certificate))
         return None
 
-    def _chain_of(self, certificate: x509.Certificate) -> list[x509.Certificate]:
-        for issuer in self.keys("issuers"):
+    def chain_of(self, certificate: x509.Certificate) -> list[x509.Certificate]:
+        """Return the certificate of the issuer here that signed a certificate, and those above it.
+
+        Raises:
+            CertificateError: none of them did.
+        """
+        for issuer in self.names("issuers"):
             chain = self.chain(issuer)
             try:
                 certificate.verify_directly_issued_by(chain[0])
@@ -421,15 +424,15 @@ def write_crl(path: StrPath, crl: RevocationList) -> None:
     Raises:
         CertificateError: the one that is there is newer: somebody hands out an old one, in which less is revoked.
     """
-    have = None
-    with contextlib.suppress(OSError, ValueError):
+    before = 0
+    with contextlib.suppress(OSError, ValueError, x509.ExtensionNotFound):
         have = x509.load_pem_x509_crl(Path(path).read_bytes())
-    if have is not None and have.issuer == x509.load_pem_x509_crl(crl.pem).issuer:
-        before = have.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
-        if before > crl.number:
-            raise CertificateError(
-                f"the CRL number {crl.number} is older than the one in {path}, number {before}"
-            )
+        if have.issuer == x509.load_pem_x509_crl(crl.pem).issuer:
+            before = have.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+    if before > crl.number:
+        raise CertificateError(
+            f"the CRL number {crl.number} is older than the one in {path}, number {before}"
+        )
     with new_file(path, 0o644, replace=True) as fd:
         write_all(fd, crl.pem)
         os.fsync(fd)
