@@ -40,7 +40,15 @@ from tapeseal.vault.certificate_directory import (
     CertificateOrder,
     find_certificates,
 )
-from tapeseal.vault.pki import Pki, check_chain, check_crl, make_request, serial_text, write_crl
+from tapeseal.vault.pki import (
+    Pki,
+    check_chain,
+    check_crl,
+    make_request,
+    missing_names,
+    serial_text,
+    write_crl,
+)
 from tapeseal.vault.private_keys import TLS_KEY_TYPES, load_tls_key, make_tls_key
 from tapeseal.vault.reload import Reload
 
@@ -482,6 +490,20 @@ def test_check_chain(pki: Pki, change: dict[str, Any], problem: str) -> None:
     foreign = {name: other.chain() for name, value in change.items() if value == "other"}
     with pytest.raises(CertificateError, match=problem):
         check_chain(signed.certificate, **{**arguments, **change, **foreign})
+
+
+def test_names_where_clients_look(pki: Pki) -> None:
+    """A DNS name that is the common name alone, which no client takes any more, counts as missing."""
+    role = {**host_role(["feeds.example.com"]), "use_csr_sans": False}
+    pki.write("roles/no-names", role, [])
+    pem, key = make_tls_key("ec-256")
+    pem.close()
+    # Asked for beside the request, they are there.
+    assert pki.sign("no-names", make_request(key, NAME)).chain
+    fields = {"common_name": NAME, "exclude_cn_from_sans": True, "key_type": "ec"}
+    answer = pki.request("POST", f"issue/{ROLE}", fields)
+    bare = x509.load_pem_x509_certificate(answer["data"]["certificate"].encode())
+    assert [NAME] == missing_names(bare, [NAME])
 
 
 def test_certificates_of_either_use(pki: Pki) -> None:

@@ -349,7 +349,7 @@ def check_chain(
         certificate: it.
         chain: those above it, from its issuer up.
         key: a private or public key that must be its.
-        names: DNS names and IP addresses that must be in it; the first may be its common name alone.
+        names: that must be in it, as missing_names() takes them.
         trusted: what the chain must lead to; without, its own end: then it proves to be whole, not to be anyone's.
         at: when it must be valid; None: now.
 
@@ -382,11 +382,16 @@ def check_chain(
 
 
 def missing_names(certificate: x509.Certificate, names: Sequence[str]) -> list[str]:
-    """Return which of some DNS names, IP addresses or common names a certificate is not for."""
+    """Return which of some names a certificate is not for.
+
+    DNS names and IP addresses count where clients look for them, among its alternative names; others may be its common
+    name.
+    """
     hosts, addresses = _alternatives(certificate)
     common_names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    have = {*hosts, *addresses, *(str(each.value) for each in common_names)}
-    return [name for name in names if name not in have and _address(name) not in have]
+    others = {str(each.value) for each in common_names if not _HOST.fullmatch(str(each.value))}
+    have = {*(each.lower() for each in hosts), *addresses, *others}
+    return [name for name in names if not {name, name.lower(), _address(name)} & have]
 
 
 def check_crl(
