@@ -848,13 +848,13 @@ def test_readers_see_one_set(directory: CertificateDirectory, issuer: VaultSessi
     thread = threading.Thread(target=read)
     thread.start()
     try:
-        for _ in range(15):
+        for _ in range(8):
             directory.renew(issuer, force=True)
     finally:
         stop.set()
         thread.join()
     assert [] == misfits
-    assert reads[0] > 15
+    assert reads[0] > 8
 
 
 def test_roll_back(directory: CertificateDirectory, issuer: VaultSession) -> None:
