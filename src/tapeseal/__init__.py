@@ -18,12 +18,14 @@ from tapeseal.errors import (
     AccessDeniedError,
     CertificateError,
     ContextMismatchError,
+    CredentialError,
     DamagedError,
     ForkError,
     InvalidTag,
     KeyUnavailableError,
     LimitError,
     NotATapeError,
+    OutcomeUnknownError,
     PassphraseError,
     ReserveExhaustedError,
     ServiceUnavailableError,
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
     from tapeseal.keyrings.public_key import PublicKeyKeyring
     from tapeseal.keyrings.vault_transit import VaultTransitKeyring
     from tapeseal.vault.certificate_directory import CertificateDirectory
+    from tapeseal.vault.lease import DatabaseCredentials
     from tapeseal.vault.pki import Pki
     from tapeseal.vault.session import VaultSession
     from tapeseal.vault.ssh import Ssh
@@ -65,6 +68,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "AwsKmsKeyring": "tapeseal.keyrings.aws_kms",
     "CertificateDirectory": "tapeseal.vault.certificate_directory",
+    "DatabaseCredentials": "tapeseal.vault.lease",
     "Pki": "tapeseal.vault.pki",
     "PublicKeyKeyring": "tapeseal.keyrings.public_key",
     "Ssh": "tapeseal.vault.ssh",
@@ -82,9 +86,11 @@ __all__ = [
     "CertificateDirectory",
     "CertificateError",
     "ContextMismatchError",
+    "CredentialError",
     "DamagedError",
     "DataKey",
     "DataKeyReserve",
+    "DatabaseCredentials",
     "ForkError",
     "Inspection",
     "InvalidTag",
@@ -93,6 +99,7 @@ __all__ = [
     "LimitError",
     "LocalKeyring",
     "NotATapeError",
+    "OutcomeUnknownError",
     "PassphraseError",
     "Pki",
     "Problem",

@@ -1,0 +1,136 @@
+"""tapeseal vault credentials."""
+
+import contextlib
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tapeseal.cli import failures, options, output
+from tapeseal.cli.child import Child
+from tapeseal.files import new_file, write_all
+
+if TYPE_CHECKING:
+    from tapeseal.vault.lease import Credential, DatabaseCredentials
+
+_SERVICE = "tapeseal"
+
+
+@click.command()
+@click.argument("path")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.option(
+    "--user-env",
+    metavar="NAME",
+    default="PGUSER",
+    show_default=True,
+    help="Put the username there.",
+)
+@click.option(
+    "--password-env",
+    metavar="NAME",
+    default="PGPASSWORD",
+    show_default=True,
+    help="Put the password there.",
+)
+@click.option(
+    "--service-file",
+    is_flag=True,
+    help="Put both into a file in memory that PGSERVICEFILE names, in place of the variables.",
+)
+@options.as_json
+def credentials(
+    path: str,
+    command: tuple[str, ...],
+    user_env: str,
+    password_env: str,
+    service_file: bool,
+    as_json: bool,
+) -> int:
+    """Run a command with a credential of a database, which is renewed until it ends and then revoked.
+
+    \b
+      tapeseal vault credentials database/creds/reader -- psql -h db trades
+      tapeseal vault credentials --service-file database/creds/writer -- recorder
+
+    PATH is MOUNT/creds/ROLE, or MOUNT/static-creds/ROLE. Signals go to the command, and its exit code is that of
+    this one (128 + N where signal N has ended it).
+
+    A variable cannot change while the command runs, so its credential ends with the role's max TTL. With
+    --service-file each new credential is written to the file, and whatever uses libpq (psql, psycopg) takes it for its
+    next connection.
+
+    With --json one line on standard error says what was issued, one what took its place, one how it ended.
+    """
+    from tapeseal.vault import DatabaseCredentials, VaultSession  # Which take a while, for hvac.
+
+    child = Child.find(command)
+    if service_file and "PGSERVICE" in os.environ:
+        raise click.UsageError(
+            "PGSERVICE is set, and would not count; set PGHOST, PGPORT and PGDATABASE instead"
+        )
+    # What cannot be replaced where it is used lives as long as it can.
+    overlap = None if service_file else math.inf
+    with (
+        VaultSession() as session,
+        DatabaseCredentials(session, path, overlap=overlap) as held,
+        _service_file(held) if service_file else contextlib.nullcontext() as file,
+    ):
+
+        def say(event: str, **more: int) -> None:
+            if as_json:
+                output.as_json({"event": event, **held.status()._asdict(), **more}, err=True)
+
+        if file is None:
+            login = held.connect_kwargs()
+            environment = {user_env: login["user"], password_env: login["password"]}
+
+            def told() -> None:
+                failures.say(f"{path}: the command goes on with the credential before", "warning")
+        else:
+            environment = {"PGSERVICEFILE": str(file), "PGSERVICE": _SERVICE}
+
+            def told() -> None:
+                _write(file, held.current())
+
+        say("issued")
+        held.on_change(told)
+        held.on_change(lambda: say("replaced"))
+        code = child.run(os.environ | environment)
+        status = held.status()
+        unrevoked = held.close()
+        if as_json:
+            report = {**status._asdict(), "unrevoked": unrevoked, "exit_code": code}
+            output.as_json({"event": "ended", **report}, err=True)
+        if unrevoked:
+            failures.say(f"{path}: {output.counted(unrevoked, 'lease')} not revoked", "warning")
+    return code
+
+
+@contextlib.contextmanager
+def _service_file(held: "DatabaseCredentials") -> Iterator[Path]:
+    """Write a service file of libpq's in memory, for this user alone; it is gone in the end."""
+    memory = os.environ.get("XDG_RUNTIME_DIR") or "/dev/shm"
+    try:
+        directory = Path(tempfile.mkdtemp(prefix="tapeseal-", dir=memory))
+    except OSError as error:
+        error.strerror = f"no place for a file in memory: {error.strerror}"
+        raise
+    try:
+        _write(directory / "pg_service.conf", held.current())
+        yield directory / "pg_service.conf"
+    finally:
+        shutil.rmtree(directory)
+
+
+def _write(file: Path, credential: "Credential") -> None:
+    with new_file(file, 0o600, replace=True) as fd:
+        write_all(fd, f"[{_SERVICE}]\nuser={credential.username}\npassword=".encode())
+        with credential.password.buffer as buffer, memoryview(buffer) as view:
+            write_all(fd, view)
+        write_all(fd, b"\n")
