@@ -299,41 +299,50 @@ def test_bad_keys(text: str) -> None:
         load_tls_key(pem)
 
 
-def test_keys_leave_nothing_behind() -> None:
-    """Once it is closed, no text or bytes of an elliptic-curve key are left in the process that made and wrote it.
+MADE_HERE = """
+    from tapeseal.vault.pki import make_request
+    from tapeseal.vault.private_keys import load_tls_key, make_tls_key
+    pem, key = make_tls_key("ec-256")
+    make_request(key, "a.example.com")
+    load_tls_key(pem)
+    del key
+"""
+MADE_BY_VAULT = """
+    from tapeseal.vault import Token, VaultSession
+    from tapeseal.vault.pki import Pki
+    session = VaultSession(sys.argv[2], login=Token(sys.argv[3]))
+    issued = Pki(session, "desk/pki").issue("feeds", "a.feeds.example.com", key_type="ec-256")
+    pem = issued.private_key
+"""
+WRITTEN = """
+    with pem.buffer as buffer, open(sys.argv[1], "xb", buffering=0) as file:
+        file.write(buffer)
+    stage("made")
+    pem.close()
+    gc.collect()
+    stage("closed")
+"""
+
+
+@pytest.mark.parametrize("program", [MADE_HERE, MADE_BY_VAULT], ids=["here", "by Vault"])
+def test_keys_leave_nothing_behind(tmp_path: Path, server: Server, program: str) -> None:
+    """Once it is closed, no text or bytes of an elliptic-curve key are left in the process that had and wrote it.
 
     docs/pki.md says what may be: the number that `cryptography` parses it by, which has its last byte first.
     """
-    program = """
-        import os, sys
-        from tapeseal.vault.pki import make_request
-        from tapeseal.vault.private_keys import load_tls_key, make_tls_key
-        os.close(os.open(sys.argv[1], os.O_CREAT, 0o600))
-        pem, key = make_tls_key("ec-256")
-        with pem.buffer as buffer, open(sys.argv[1], "wb", buffering=0) as file:
-            file.write(buffer)
-        make_request(key, "a.example.com")
-        load_tls_key(pem)
-        stage("made")
-        pem.close()
-        del key
-        gc.collect()
-        stage("closed")
-    """
-    path = Path(os.environ.get("TMPDIR", "/tmp"), f"key-{os.urandom(4).hex()}.pem")
-    try:
-        with child(program, path) as looked_at:
-            looked_at.wait_for("made")
-            text = openssl("pkey", "-in", path, "-noout", "-text").stdout
-            digits = re.search(r"priv:\n([0-9a-f:\s]+)pub:", text)
-            assert digits is not None
-            key = bytes.fromhex(re.sub(r"[:\s]", "", digits[1]).zfill(64))
-            found = Scanner({"key": key})
-            assert {True} == {hit.protected for hit in found.process(looked_at.pid)}
-            looked_at.go_on_to("closed")
-            assert set() == found.process(looked_at.pid)
-    finally:
-        path.unlink(missing_ok=True)
+    path = tmp_path / "key.pem"
+    with child(program + WRITTEN, path, server.address, server.token) as looked_at:
+        looked_at.wait_for("made")
+        text = openssl("pkey", "-in", path, "-noout", "-text").stdout
+        digits = re.search(r"priv:\n([0-9a-f:\s]+)pub:", text)
+        assert digits is not None
+        key = bytes.fromhex(re.sub(r"[:\s]", "", digits[1]).zfill(64)[-64:])
+        found = Scanner({"key": key})
+        assert {("base64", True)} == {
+            (hit.form, hit.protected) for hit in found.process(looked_at.pid)
+        }
+        looked_at.go_on_to("closed")
+        assert set() == found.process(looked_at.pid)
 
 
 def test_issue(tmp_path: Path, pki: Pki) -> None:
