@@ -29,7 +29,7 @@ LAYERS = [
     {"fleet", "kms", "recorder", "vault"},
     {"keyrings"},
     {"break_glass", "signing"},
-    {"rotation"},
+    {"custody", "rotation"},
     {"doctor", "templates"},
     {"cli"},
     {"__init__", "__main__"},

@@ -136,6 +136,18 @@ class CertificateError(TapesealError):
     """A Vault would not issue, sign or revoke a certificate, or one is not what was asked for or does not verify."""
 
 
+class RotationError(TapesealError):
+    """A step of the rotation of a secret could not be done, for a reason that waiting does not mend."""
+
+
+class IrreversibleError(RotationError):
+    """The old secret is dead or nowhere to be had, so a rotation cannot be rolled back: it must go forward."""
+
+
+class VerificationError(RotationError):
+    """A target does not take the new secret; the message says what the target said."""
+
+
 class TapeLockedError(TapesealError, BlockingIOError):
     """Another writer, or a rewrap, holds the tape."""
 

@@ -19,6 +19,7 @@ _PASSED_ON = (
     signal.SIGUSR2,
 )
 _OF_THE_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
+_LAST_SECONDS = 10.0
 
 
 class Child(NamedTuple):
@@ -44,11 +45,15 @@ class Child(NamedTuple):
             raise FileNotFoundError(errno.ENOENT, "there is no such command", arguments[0])
         return cls(program, arguments)
 
-    def run(self, environment: Mapping[str, str]) -> int:
+    def run(self, environment: Mapping[str, str], seconds: float | None = None) -> int:
         """Run it to its end and return its exit code, 128 + N where signal N has ended it.
 
         Signals that would end this process go to the command. It is of the same process group, so that those of the
         terminal, as for Ctrl-C, reach it by themselves.
+
+        Args:
+            environment: its variables.
+            seconds: how long it may run: then it gets SIGTERM, and SIGKILL ten seconds later.
         """
         process: subprocess.Popen[bytes] | None = None
         early: list[int] = []
@@ -69,7 +74,15 @@ class Child(NamedTuple):
             )
             for number in early:
                 process.send_signal(number)
-            code = process.wait()
+            try:
+                code = process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                process.terminate()
+                try:
+                    code = process.wait(_LAST_SECONDS)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    code = process.wait()
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)

@@ -145,7 +145,7 @@ def put(
 ) -> None:
     """Write a new version."""
     place = Place(path, member=False)
-    with _gathered(members, texts) as values, stores() as store:
+    with gathered(members, texts) as values, stores() as store:
         _written(place, store(place.mount).write(place.path, values, cas=cas), as_json)
 
 
@@ -166,7 +166,7 @@ def patch(
 ) -> None:
     """Write a new version in which some members are changed."""
     place = Place(path, member=False)
-    with _gathered(members, texts, bool(remove)) as values, stores() as store:
+    with gathered(members, texts, bool(remove)) as values, stores() as store:
         for name in remove:
             if name in values:
                 raise click.UsageError(f"{name} is to be set and removed")
@@ -182,7 +182,7 @@ def _written(place: Place, version: int, as_json: bool) -> None:
 
 
 @contextmanager
-def _gathered(
+def gathered(
     members: Sequence[str], texts: Sequence[str], may_be_empty: bool = False
 ) -> Iterator[dict[str, Secret | str]]:
     """Give the values of members, from their sources; they are wiped in the end."""

@@ -208,6 +208,7 @@ class VaultSession:
         idempotent: bool | None = None,
         wrap_ttl: str | None = None,
         deadline: float | None = None,
+        login: bool = True,
     ) -> dict[str, Any]:
         """Make one request of Vault's HTTP API; failover, login and errors as in call().
 
@@ -224,6 +225,8 @@ class VaultSession:
             idempotent: as for call(); None: all but POST and PATCH are.
             wrap_ttl: have Vault wrap the answer under a token of one use, for that long, such as "60s".
             deadline: seconds, instead of the session's.
+            login: False for what needs no token, such as sys/init, sys/unseal or auth/approle/login; a refusal is then
+                hvac's Forbidden.
 
         Returns:
             The JSON object of the answer; empty where it has no body.
@@ -251,6 +254,13 @@ class VaultSession:
                     parent[place[-1]] = Secret(text)
                 return answer
 
+        def without_token() -> dict[str, Any]:
+            self._check()
+            with self._other_client() as client:
+                return self._send(send, client, idempotent, end)
+
+        if not login:
+            return self._enter(without_token)
         return self._enter(lambda: self._call(send, idempotent, end))
 
     @property
