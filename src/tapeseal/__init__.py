@@ -17,6 +17,7 @@ from tapeseal.datakey import DataKey, Keyring
 from tapeseal.errors import (
     AccessDeniedError,
     CertificateError,
+    CiphertextError,
     ContextMismatchError,
     CredentialError,
     DamagedError,
@@ -60,11 +61,14 @@ if TYPE_CHECKING:
     from tapeseal.keyrings.aws_kms import AwsKmsKeyring
     from tapeseal.keyrings.public_key import PublicKeyKeyring
     from tapeseal.keyrings.vault_transit import VaultTransitKeyring
+    from tapeseal.kms import Kms
+    from tapeseal.signing import sign_statement, signer, verify_statement
     from tapeseal.vault.certificate_directory import CertificateDirectory
     from tapeseal.vault.lease import DatabaseCredentials
     from tapeseal.vault.pki import Pki
     from tapeseal.vault.session import VaultSession
     from tapeseal.vault.ssh import Ssh
+    from tapeseal.vault.transit import Transit
 
 # Loaded on first use, for what they need is an extra or takes long to load; the same names stand
 # above for type checkers.
@@ -75,8 +79,13 @@ _LAZY = {
     "Pki": "tapeseal.vault.pki",
     "PublicKeyKeyring": "tapeseal.keyrings.public_key",
     "Ssh": "tapeseal.vault.ssh",
+    "Kms": "tapeseal.kms",
+    "Transit": "tapeseal.vault.transit",
     "VaultSession": "tapeseal.vault.session",
     "VaultTransitKeyring": "tapeseal.keyrings.vault_transit",
+    "sign_statement": "tapeseal.signing",
+    "signer": "tapeseal.signing",
+    "verify_statement": "tapeseal.signing",
 }
 
 __all__ = [
@@ -88,6 +97,7 @@ __all__ = [
     "ByteWriter",
     "CertificateDirectory",
     "CertificateError",
+    "CiphertextError",
     "ContextMismatchError",
     "CredentialError",
     "DamagedError",
@@ -100,6 +110,7 @@ __all__ = [
     "IrreversibleError",
     "KeyUnavailableError",
     "Keyring",
+    "Kms",
     "LimitError",
     "LocalKeyring",
     "NotATapeError",
@@ -124,6 +135,7 @@ __all__ = [
     "TapeReader",
     "TapeWriter",
     "TapesealError",
+    "Transit",
     "UnlockedMemoryWarning",
     "UnsealedError",
     "VaultSession",
@@ -141,7 +153,10 @@ __all__ = [
     "open",
     "openssl_version",
     "rewrap",
+    "sign_statement",
+    "signer",
     "verify",
+    "verify_statement",
 ]
 
 

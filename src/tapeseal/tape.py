@@ -484,6 +484,11 @@ def _rewrap_copy(path: str, fd: int, keyring: Keyring, to: Keyring | None) -> in
                     os.close(duplicate)
                     raise
                 writer.close()
+                if not shift:
+                    # Nothing has moved, so the old index holds too, and a signature over it with it.
+                    index = files.pread_exact(fd, os.fstat(fd).st_size - body.end, body.end)
+                    files.pwrite_all(copy, index, body.end)
+                    os.ftruncate(copy, body.end + len(index))
             os.fsync(copy)
         files.sync_directory(path)
     return generation
