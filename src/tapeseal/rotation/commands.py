@@ -90,6 +90,7 @@ def run_command(
             if text is not None:
                 text.close()
         said = without(_last_line(errors), credential)
+        errors.clear()  # Frames of a traceback show it.
         if expired.is_set():
             raise ServiceUnavailableError(f"{name} did not end within {seconds:.0f} seconds")
         if length is None:
@@ -244,6 +245,7 @@ def _unescaped(view: memoryview, name: str) -> Secret:
         with memoryview(plain) as whole:
             return Secret.take(whole[:have])
     except UnicodeEncodeError:
-        raise ValueError(f"the member {name!r} is no text in Unicode") from None
+        pass  # Raised from here, the next one would have this as its context.
     finally:
         plain[:] = bytes(len(plain))
+    raise ValueError(f"the member {name!r} is no text in Unicode")
