@@ -212,8 +212,10 @@ def _members(view: memoryview) -> Iterator[tuple[str, int, int]]:
         member = _MEMBER.match(view, at)
         if member is None:
             raise ValueError(problem)
-        yield json.loads(bytes(view[member.start(1) - 1 : member.end(1) + 1])), *member.span(2)
-        separator = _SEPARATOR.match(view, member.end())
+        name, value, at = member.span(1), member.span(2), member.end()
+        member = None  # The repr of a match, which a traceback may show, has the beginning of its text.
+        yield json.loads(bytes(view[name[0] - 1 : name[1] + 1])), *value
+        separator = _SEPARATOR.match(view, at)
         if separator is None:
             raise ValueError(problem)
         at = separator.end()
@@ -245,7 +247,7 @@ def _unescaped(view: memoryview, name: str) -> Secret:
         with memoryview(plain) as whole:
             return Secret.take(whole[:have])
     except UnicodeEncodeError:
-        pass  # Raised from here, the next one would have this as its context.
+        escape = None  # See _members(). And raised from here, the next one would have this as its context.
     finally:
         plain[:] = bytes(len(plain))
     raise ValueError(f"the member {name!r} is no text in Unicode")
