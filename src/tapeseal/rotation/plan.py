@@ -14,7 +14,6 @@ from tapeseal.rotation.checks import CHECKS, make_check
 from tapeseal.rotation.kinds import KINDS, make_kind
 from tapeseal.rotation.schedule import ANY_TIME, SCHEDULES, Calendars, Window, read_window
 from tapeseal.rotation.settings import (
-    REQUIRED,
     Setting,
     duration_text,
     load_class,
@@ -314,7 +313,7 @@ class _Reader:
             if part.get("type") in registry:
                 settings |= load_class(registry, part["type"], what).settings
             else:
-                part = {"type": part.get("type", REQUIRED)}
+                part = {"type": part["type"]} if "type" in part else {}
             found.append(self._settings(part, settings, where))
         return found
 

@@ -23,8 +23,10 @@ _NAMES: Final[Mapping[type, str]] = {
     timedelta: 'a duration such as "90d", "12h", "15m" or "30s"',
     Path: "a path",
 }
-_DURATION: Final = re.compile(r"(?=\d)(\d{1,5}w)?(\d{1,5}d)?(\d{1,5}h)?(\d{1,5}m)?(\d{1,5}s)?")
-_PART: Final = re.compile(r"(\d{1,5})([smhdw])")
+_DURATION: Final = re.compile(
+    r"(?=[0-9])([0-9]{1,5}w)?([0-9]{1,5}d)?([0-9]{1,5}h)?([0-9]{1,5}m)?([0-9]{1,5}s)?"
+)
+_PART: Final = re.compile(r"([0-9]+)([smhdw])")
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
