@@ -6,6 +6,7 @@ in slices. A keyring wraps the key of each tape. Start with `keyring`, `open`, `
 What one release wrote, every later one reads.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from tapeseal.body import Anchor
 from tapeseal.datakey import DataKey, Keyring
 from tapeseal.errors import (
     AccessDeniedError,
+    AuditError,
     CertificateError,
     CiphertextError,
     ContextMismatchError,
@@ -58,6 +60,7 @@ from tapeseal.verification import Inspection, Verification, inspect, verify
 from tapeseal.writer import ByteWriter, TapeWriter
 
 if TYPE_CHECKING:
+    from tapeseal.audit_log.log import AuditLog
     from tapeseal.keyrings.aws_kms import AwsKmsKeyring
     from tapeseal.keyrings.public_key import PublicKeyKeyring
     from tapeseal.keyrings.vault_transit import VaultTransitKeyring
@@ -73,6 +76,7 @@ if TYPE_CHECKING:
 # Loaded on first use, for what they need is an extra or takes long to load; the same names stand
 # above for type checkers.
 _LAZY = {
+    "AuditLog": "tapeseal.audit_log.log",
     "AwsKmsKeyring": "tapeseal.keyrings.aws_kms",
     "CertificateDirectory": "tapeseal.vault.certificate_directory",
     "DatabaseCredentials": "tapeseal.vault.lease",
@@ -92,6 +96,8 @@ __all__ = [
     "AccessDeniedError",
     "Anchor",
     "AnyOf",
+    "AuditError",
+    "AuditLog",
     "AwsKmsKeyring",
     "ByteReader",
     "ByteWriter",
@@ -158,6 +164,11 @@ __all__ = [
     "verify",
     "verify_statement",
 ]
+
+
+if os.environ.get("TAPESEAL_AUDIT"):
+    # Here and not in `audit`, which stands below the keyrings that open the log.
+    import_module("tapeseal.audit_log.environment").start()
 
 
 def __getattr__(name: str) -> Any:

@@ -164,5 +164,9 @@ class LimitError(TapesealError, OverflowError):
     """A limit of the format is reached; the message names it."""
 
 
+class AuditError(TapesealError):
+    """The audit log could not take an entry, so the operation was not begun or, where the message says so, is done."""
+
+
 class UnlockedMemoryWarning(RuntimeWarning):
     """Key memory could not be locked (RLIMIT_MEMLOCK), so the system may swap it out."""
