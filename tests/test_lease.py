@@ -19,10 +19,11 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg_pool import ConnectionPool
 
 from servers.bao import Cluster, Server, SingleServer, wait_for
 from servers.fault_proxy import FaultProxy
-from servers.postgres import DatabaseMount, Postgres
+from servers.postgres import CREATION, DatabaseMount, Postgres
 from support import leaks
 from tapeseal.cli import app
 from tapeseal.errors import (
@@ -126,6 +127,14 @@ def renew_now(credentials: DatabaseCredentials) -> None:
     credentials._news.put(None)
 
 
+def revoke_now(credentials: DatabaseCredentials, before: Credential) -> None:
+    """Let the overlap of what was replaced be over."""
+    (held,) = [each for each in credentials._replaced if each.credential is before]
+    held.revoke_at = 0.0
+    credentials._news.put(None)
+    wait_for("the password to be wiped", lambda: before.password.closed)
+
+
 def changed(credentials: DatabaseCredentials, before: Credential) -> Credential:
     """Return the credential that takes the place of the one before."""
     wait_for("another credential", lambda: credentials._held.credential is not before)
@@ -173,13 +182,11 @@ def test_max_ttl(
     assert before.username != after.username
     assert admitted(postgres, before)
     assert admitted(postgres, after)
-    ((due, replaced),) = credentials._replaced
-    assert before is replaced.credential
-    assert 1190 < due - time.monotonic() <= 1200
-    credentials._replaced = [(0.0, replaced)]
-    credentials._news.put(None)
+    (replaced,) = credentials._replaced
+    assert 590 < replaced.revoke_at - time.monotonic() <= 600
+    assert 290 < replaced.remind_at - time.monotonic() <= 300
     password = before.password.expose()
-    wait_for("the password to be wiped", lambda: before.password.closed)
+    revoke_now(credentials, before)
     assert not postgres.admits(before.username, password)
     assert admitted(postgres, credentials.current())
 
@@ -297,6 +304,59 @@ def test_forgotten_credentials(session: VaultSession, path: str) -> None:
     gc.collect()
     thread.join(10)
     assert not thread.is_alive()
+
+
+def test_pool(mount: DatabaseMount, postgres: Postgres, session: VaultSession, path: str) -> None:
+    """A pool that is drained when it is told has no connection left whose rights end with a credential.
+
+    Connections that are in use meanwhile, and one that is just being opened, too.
+    """
+    postgres.execute("CREATE TABLE quotes AS SELECT 4750 AS price")
+    grant = 'GRANT SELECT ON quotes TO "{{name}}"'
+    mount.make_role(role_of(path), creation_statements=[CREATION, grant])
+    gate = threading.Event()
+    gate.set()
+
+    def slow_kwargs() -> dict[str, str]:
+        login = credentials.connect_kwargs()
+        gate.wait()
+        return login
+
+    def users() -> set[str]:
+        with pool.connection() as one, pool.connection() as other:
+            rows = [
+                each.execute("SELECT price, current_user FROM quotes").fetchone()
+                for each in (one, other)
+            ]
+        assert [4750, 4750] == [price for price, _ in rows]
+        return {user for _, user in rows}
+
+    with (
+        DatabaseCredentials(session, path) as credentials,
+        ConnectionPool(
+            postgres.conninfo(user="", password=""), kwargs=slow_kwargs, min_size=1, max_size=2
+        ) as pool,
+    ):
+        credentials.on_change(pool.drain)
+        pool.wait()
+        before = credentials.current()
+        with pool.connection() as kept:
+            assert 4750 == kept.execute("SELECT price FROM quotes").fetchone()[0]
+            gate.clear()
+            with ThreadPoolExecutor() as threads:
+                opened = threads.submit(pool.getconn)
+                wait_for("a connection that is being opened", lambda: pool._growing)
+                after = credentials.replace(before)
+                wait_for("the drain", lambda: pool._drained_at)
+                gate.set()
+                pool.putconn(opened.result())
+        assert {before.username, after.username} == users()
+        drained = pool._drained_at
+        credentials._replaced[0].remind_at = 0.0
+        credentials._news.put(None)
+        wait_for("another drain", lambda: pool._drained_at > drained)
+        revoke_now(credentials, before)
+        assert {after.username} == users()
 
 
 # Failures
@@ -439,7 +499,7 @@ def test_overlap_is_revoked_later(
     before = credentials.current()
     credentials.replace(before, deadline=5)
     proxy.fault("sys/leases/revoke", status=500, body={"errors": ["no"]})
-    credentials._replaced = [(0.0, credentials._replaced[0][1])]
+    credentials._replaced[0].revoke_at = 0.0
     credentials._news.put(None)
     wait_for("two tries", lambda: count(proxy, "sys/leases/revoke") >= 2)
     proxy.clear()
@@ -791,9 +851,11 @@ def test_closed_session(session: VaultSession, path: str) -> None:
     assert 1 == credentials.close()
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_fork(credentials: DatabaseCredentials, proxy: FaultProxy) -> None:
-    """A fork gets no credential, and takes none from its parent."""
-    pid = os.fork()
+    """A fork gets no credential, also with a lock held, and takes none from its parent."""
+    with credentials._changed:
+        pid = os.fork()
     if pid == 0:
         code = 1
         try:

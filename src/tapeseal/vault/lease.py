@@ -90,11 +90,12 @@ class _Held:
         last: whether it will not be renewed for any longer; from renew_at on it is to be replaced.
         ended: whether Vault has said that the lease is no more.
         refused: whether the database was seen to refuse it.
+        remind_at, revoke_at: once it was replaced, when its consumers are told once more, and when it is over.
     """
 
     __slots__ = (
         *("credential", "since", "seconds", "expires", "parent", "parent_expires"),
-        *("renew_at", "last", "ended", "refused"),
+        *("renew_at", "last", "ended", "refused", "remind_at", "revoke_at"),
     )
 
     def __init__(
@@ -109,6 +110,7 @@ class _Held:
         self.last = False
         self.ended = False
         self.refused = False
+        self.remind_at = self.revoke_at = math.inf
 
     @property
     def last_part(self) -> float:
@@ -163,8 +165,8 @@ class DatabaseCredentials:
         self._problem: TapesealError | None = None
         self._callbacks: list[Callable[[], object]] = []
         self._changed = threading.Condition()
-        # Those replaced and when to revoke each; the background's own.
-        self._replaced: list[tuple[float, _Held]] = []
+        # The background's own.
+        self._replaced: list[_Held] = []
         self._not_before = 0.0
         self._failures = 0
         self._closed = False
@@ -245,7 +247,8 @@ class DatabaseCredentials:
         """Have a function called, in the background thread, after each change of the credential.
 
         For what keeps connections open: those of a pool that were opened before lose their rights when the overlap
-        is over, so they are to be replaced until then. What it raises is logged.
+        is over, so they are to be replaced until then. Halfway through the overlap it is called once more, for
+        connections that were just being opened at the first time. What it raises is logged.
         """
         self._callbacks.append(function)
 
@@ -283,7 +286,7 @@ class DatabaseCredentials:
         if self._thread is not threading.current_thread():
             self._thread.join()
         end = time.monotonic() + self._session.deadline
-        for held in [*(held for _, held in self._replaced), self._held]:
+        for held in [*self._replaced, self._held]:
             if held.expires > time.monotonic():
                 self._try_to_revoke(held, end)
             held.credential.password.close()
@@ -477,7 +480,7 @@ class DatabaseCredentials:
     def _tend(self) -> float:
         """Do what is due; return the seconds until there is something to do."""
         now = time.monotonic()
-        self._revoke_replaced(now)
+        self._tend_replaced(now)
         if now >= self._not_before:
             held = self._held
             try:
@@ -490,7 +493,7 @@ class DatabaseCredentials:
                 self._not_before = time.monotonic() + self._pause(held, now)
         now = time.monotonic()
         next_try = self._not_before if self._not_before > now else self._held.renew_at
-        due = min([next_try, *(due for due, _ in self._replaced)])
+        due = min([next_try, *(min(each.remind_at, each.revoke_at) for each in self._replaced)])
         return min(max(due - now, 0.0), _LOOK_SECONDS)
 
     def _tend_held(self, held: _Held, now: float) -> None:
@@ -566,33 +569,38 @@ class DatabaseCredentials:
                 before.expires - now,
                 overlap,
             )
-        self._replaced.append((now + overlap, before))
+        before.revoke_at = max(min(now + overlap, before.expires), now)
+        before.remind_at = (now + before.revoke_at) / 2
+        self._replaced.append(before)
         with self._changed:
             self._held = held
             self._changed.notify_all()
         logger.info("%s: %s is the user now: %s", self.path, held.credential.username, reason)
+        self._tell()
+
+    def _tell(self) -> None:
         for function in self._callbacks:
             try:
                 function()
             except Exception:
                 logger.exception("%s: what is called on a change has failed", self.path)
 
-    def _revoke_replaced(self, now: float) -> None:
+    def _tend_replaced(self, now: float) -> None:
         """Revoke those whose overlap is over; what fails is tried again until the lease has ended."""
-        waiting = []
-        for due, held in self._replaced:
-            if now < due and now < held.expires:
-                waiting.append((due, held))
-                continue
+        if any(held.remind_at <= now for held in self._replaced):
+            for held in self._replaced:
+                held.remind_at = math.inf if held.remind_at <= now else held.remind_at
+            self._tell()
+        for held in [held for held in self._replaced if held.revoke_at <= now]:
             if held.credential.lease_id is not None and now < held.expires:
                 try:
                     self._revoke(held, self._session.deadline)
                 except (TapesealError, ValueError) as error:
                     logger.warning("%s; it ends in %.0f s", error, held.expires - now)
-                    waiting.append((now + _LONGEST_PAUSE * random.uniform(0.5, 1.0), held))
+                    held.revoke_at = now + _LONGEST_PAUSE * random.uniform(0.5, 1.0)
                     continue
             held.credential.password.close()
-        self._replaced = waiting
+            self._replaced.remove(held)
 
 
 def _is_seconds(value: object) -> TypeGuard[float]:
