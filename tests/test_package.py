@@ -38,7 +38,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 EXTRAS = {
     *("boto3", "botocore"),
     *("hvac", "requests", "urllib3"),
-    *("click", "rich"),
+    *("click", "detect_secrets", "rich"),
     *("exchange_calendars", "kubernetes", "prometheus_client", "psycopg"),
     *("opentelemetry",),
 }

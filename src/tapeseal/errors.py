@@ -96,6 +96,38 @@ class CredentialError(KeyUnavailableError):
     """A Vault has no such credential to give, or what it gives cannot be used."""
 
 
+class VaultRefusedError(TapesealError):
+    """A Vault takes a request for wrong, and would again; the message has its own words, `status` that of HTTP."""
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
+    def __reduce__(self) -> tuple[type, tuple[str, int]]:
+        return type(self), (str(self), self.status)
+
+
+class SecretNotFoundError(TapesealError, KeyError):
+    """There is no such secret, version or member."""
+
+    __str__ = Exception.__str__  # That of KeyError shows the text in quotes.
+
+
+class SecretDeletedError(SecretNotFoundError):
+    """This version of a secret was deleted or destroyed; `version` is its number."""
+
+    def __init__(self, message: str, version: int) -> None:
+        super().__init__(message)
+        self.version = version
+
+    def __reduce__(self) -> tuple[type, tuple[str, int]]:
+        return type(self), (str(self), self.version)
+
+
+class VersionConflictError(TapesealError):
+    """Somebody else wrote a version of the secret in between; nothing was written."""
+
+
 class ReserveExhaustedError(KeyUnavailableError):
     """A reserve has no data key left, and its service has been away for longer than the outage budget."""
 
