@@ -3,9 +3,6 @@
 import contextlib
 import math
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +10,7 @@ import click
 
 from tapeseal.cli import failures, options, output
 from tapeseal.cli.child import Child
+from tapeseal.cli.injection import memory_directory
 from tapeseal.files import new_file, write_all
 
 if TYPE_CHECKING:
@@ -79,7 +77,7 @@ def credentials(
     with (
         VaultSession() as session,
         DatabaseCredentials(session, path, overlap=overlap) as held,
-        _memory_directory() if service_file else contextlib.nullcontext() as directory,
+        memory_directory() if service_file else contextlib.nullcontext() as directory,
     ):
         known = held.current()
         if directory is None:
@@ -116,21 +114,6 @@ def credentials(
         if unrevoked:
             failures.say(f"{path}: {output.counted(unrevoked, 'lease')} not revoked", "warning")
     return code
-
-
-@contextlib.contextmanager
-def _memory_directory() -> Iterator[Path]:
-    """Make a directory in memory, for this user alone; it is gone in the end."""
-    memory = os.environ.get("XDG_RUNTIME_DIR") or "/dev/shm"
-    try:
-        directory = Path(tempfile.mkdtemp(prefix="tapeseal-", dir=memory))
-    except OSError as error:
-        error.strerror = f"no place for a file in memory: {error.strerror}"
-        raise
-    try:
-        yield directory
-    finally:
-        shutil.rmtree(directory)
 
 
 def _write(file: Path, credential: "Credential") -> None:
