@@ -25,7 +25,7 @@ from servers.bao import Cluster, Server, SingleServer, wait_for
 from servers.fault_proxy import FaultProxy
 from servers.postgres import CREATION, DatabaseMount, Postgres
 from support import leaks
-from tapeseal.cli import app
+from tapeseal.cli import app, leases
 from tapeseal.errors import (
     AccessDeniedError,
     CredentialError,
@@ -33,6 +33,7 @@ from tapeseal.errors import (
     OutcomeUnknownError,
     ServiceUnavailableError,
 )
+from tapeseal.secret import Secret
 from tapeseal.vault import AppRole, Credential, DatabaseCredentials, Token, VaultSession
 from tapeseal.vault import lease as lease_module
 
@@ -1015,6 +1016,15 @@ def test_command_that_is_not_run(
     assert (expected, "") == (code, out)
     assert match in err
     assert 0 == count(proxy, path)
+
+
+@pytest.mark.parametrize(("username", "password"), [("a\nhost=evil", "b"), ("a", "b\nhost=evil")])
+def test_credential_that_no_file_can_hold(tmp_path: Path, username: str, password: str) -> None:
+    """A line break would add settings to the service file, so it is not written."""
+    secret = Secret.take(bytearray(password.encode()))
+    with pytest.raises(CredentialError, match="line break"):
+        leases._write(tmp_path / "file", Credential(username, secret, None))
+    assert [] == list(tmp_path.iterdir())
 
 
 def test_no_memory_for_the_file(

@@ -11,6 +11,7 @@ import click
 from tapeseal.cli import failures, options, output
 from tapeseal.cli.child import Child
 from tapeseal.cli.injection import memory_directory
+from tapeseal.errors import CredentialError
 from tapeseal.files import new_file, write_all
 
 if TYPE_CHECKING:
@@ -117,8 +118,13 @@ def credentials(
 
 
 def _write(file: Path, credential: "Credential") -> None:
-    with new_file(file, 0o600, replace=True) as fd:
+    with (
+        credential.password.buffer as buffer,
+        memoryview(buffer) as password,
+        new_file(file, 0o600, replace=True) as fd,
+    ):
+        if "\n" in credential.username or ord("\n") in password:
+            raise CredentialError("the credential has a line break, which no service file can hold")
         write_all(fd, f"[{_SERVICE}]\nuser={credential.username}\npassword=".encode())
-        with credential.password.buffer as buffer, memoryview(buffer) as view:
-            write_all(fd, view)
+        write_all(fd, password)
         write_all(fd, b"\n")
