@@ -240,7 +240,7 @@ def test_dropped_user_is_replaced(postgres: Postgres, credentials: DatabaseCrede
 def test_new_login_of_the_session(
     bao: Server, postgres: Postgres, session: VaultSession, credentials: DatabaseCredentials
 ) -> None:
-    """After a new login there is a new credential before the old token takes the old one along."""
+    """Within a second after a new login there is a new credential before the old token takes the old one along."""
     before = credentials.current()
     old_token = session.client.token
     assert session._lease is not None
