@@ -6,6 +6,7 @@ in slices. A keyring wraps the key of each tape. Start with `keyring`, `open`, `
 What one release wrote, every later one reads.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +17,22 @@ from tapeseal.body import Anchor
 from tapeseal.datakey import DataKey, Keyring
 from tapeseal.errors import (
     AccessDeniedError,
+    AuditError,
+    CertificateError,
     CiphertextError,
     ContextMismatchError,
+    CredentialError,
     DamagedError,
     ForkError,
     InvalidTag,
+    IrreversibleError,
     KeyUnavailableError,
     LimitError,
     NotATapeError,
+    OutcomeUnknownError,
     PassphraseError,
     ReserveExhaustedError,
+    RotationError,
     ServiceUnavailableError,
     SignatureError,
     TapeChangedError,
@@ -33,6 +40,7 @@ from tapeseal.errors import (
     TapesealError,
     UnlockedMemoryWarning,
     UnsealedError,
+    VerificationError,
     WrappedKeyError,
     WrappingKeyError,
 )
@@ -52,20 +60,30 @@ from tapeseal.verification import Inspection, Verification, inspect, verify
 from tapeseal.writer import ByteWriter, TapeWriter
 
 if TYPE_CHECKING:
+    from tapeseal.audit_log.log import AuditLog
     from tapeseal.keyrings.aws_kms import AwsKmsKeyring
     from tapeseal.keyrings.public_key import PublicKeyKeyring
     from tapeseal.keyrings.vault_transit import VaultTransitKeyring
     from tapeseal.kms import Kms
     from tapeseal.signing import sign_statement, signer, verify_statement
+    from tapeseal.vault.certificate_directory import CertificateDirectory
+    from tapeseal.vault.lease import DatabaseCredentials
+    from tapeseal.vault.pki import Pki
     from tapeseal.vault.session import VaultSession
+    from tapeseal.vault.ssh import Ssh
     from tapeseal.vault.transit import Transit
 
 # Loaded on first use, for what they need is an extra or takes long to load; the same names stand
 # above for type checkers.
 _LAZY = {
+    "AuditLog": "tapeseal.audit_log.log",
     "AwsKmsKeyring": "tapeseal.keyrings.aws_kms",
-    "Kms": "tapeseal.kms",
+    "CertificateDirectory": "tapeseal.vault.certificate_directory",
+    "DatabaseCredentials": "tapeseal.vault.lease",
+    "Pki": "tapeseal.vault.pki",
     "PublicKeyKeyring": "tapeseal.keyrings.public_key",
+    "Ssh": "tapeseal.vault.ssh",
+    "Kms": "tapeseal.kms",
     "Transit": "tapeseal.vault.transit",
     "VaultSession": "tapeseal.vault.session",
     "VaultTransitKeyring": "tapeseal.keyrings.vault_transit",
@@ -78,35 +96,46 @@ __all__ = [
     "AccessDeniedError",
     "Anchor",
     "AnyOf",
+    "AuditError",
+    "AuditLog",
     "AwsKmsKeyring",
     "ByteReader",
     "ByteWriter",
+    "CertificateDirectory",
+    "CertificateError",
     "CiphertextError",
     "ContextMismatchError",
+    "CredentialError",
     "DamagedError",
     "DataKey",
     "DataKeyReserve",
+    "DatabaseCredentials",
     "ForkError",
     "Inspection",
     "InvalidTag",
+    "IrreversibleError",
     "KeyUnavailableError",
     "Keyring",
     "Kms",
     "LimitError",
     "LocalKeyring",
     "NotATapeError",
+    "OutcomeUnknownError",
     "PassphraseError",
+    "Pki",
     "Problem",
     "PublicKeyKeyring",
     "Quorum",
     "Recipient",
     "Recorder",
     "ReserveExhaustedError",
+    "RotationError",
     "RowDecryptor",
     "RowEncryptor",
     "Secret",
     "ServiceUnavailableError",
     "SignatureError",
+    "Ssh",
     "TapeChangedError",
     "TapeLockedError",
     "TapeReader",
@@ -118,6 +147,7 @@ __all__ = [
     "VaultSession",
     "VaultTransitKeyring",
     "Verification",
+    "VerificationError",
     "WrappedKeyError",
     "WrappingKeyError",
     "decrypt",
@@ -134,6 +164,11 @@ __all__ = [
     "verify",
     "verify_statement",
 ]
+
+
+if os.environ.get("TAPESEAL_AUDIT"):
+    # Here and not in `audit`, which stands below the keyrings that open the log.
+    import_module("tapeseal.audit_log.environment").start()
 
 
 def __getattr__(name: str) -> Any:

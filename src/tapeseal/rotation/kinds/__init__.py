@@ -8,18 +8,36 @@ waits for consumers.
 Each method may be called again with the same rotation after a crash at any instant, and then finds what the call
 before has done instead of doing it twice: by the id of the rotation, which it leaves on everything that it makes
 (custom metadata, a display name, a comment).
+
+Each kind stands in a module of its own, which is cheap to import: what it needs beyond the standard library is imported
+in its methods.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
+from tapeseal.rotation.settings import Setting, load_class
 from tapeseal.secret import Secret
 
 if TYPE_CHECKING:
     from tapeseal.rotation.plan import PlannedSecret
     from tapeseal.vault.session import VaultSession
+
+KINDS: Final[dict[str, str]] = {
+    "api-key": "tapeseal.rotation.kinds.api_key:ApiKey",
+    "database-static-role": "tapeseal.rotation.kinds.database:StaticRole",
+    "database-users": "tapeseal.rotation.kinds.database:AlternatingUsers",
+    "service-account": "tapeseal.rotation.kinds.service_account:ServiceAccount",
+    "tls-certificate": "tapeseal.rotation.kinds.tls_certificate:TlsCertificate",
+    "ssh-key": "tapeseal.rotation.kinds.ssh_key:SshKey",
+    "transit-key": "tapeseal.rotation.kinds.transit_key:TransitKey",
+    "kms-key": "tapeseal.rotation.kinds.kms_key:KmsKey",
+    "tape-recipients": "tapeseal.rotation.kinds.tape_recipients:TapeRecipients",
+    "exec": "tapeseal.rotation.kinds.exec:Exec",
+}
+"""By `kind`, module and class."""
 
 Credential = Mapping[str, Secret]
 """The parts of a credential by their names, such as "username" and "password"; empty where there is nothing secret to
@@ -47,7 +65,9 @@ class Rotation:
     services: Services
     facts: dict[str, str | int | None] = field(default_factory=dict)
     """What the steps have noted for those after them: versions, serial numbers, accessors; journaled after each step,
-    so nothing secret."""
+    so nothing secret. From the start, "old_version" is what live() gave before the rotation; None: there was nothing.
+    generate() sets "version", or store() does.
+    """
 
 
 @dataclass(frozen=True)
@@ -63,7 +83,16 @@ class Live:
 
 
 class Kind(Protocol):
-    """One kind of secret. `rotation.secret.options` holds its settings from the plan."""
+    """One kind of secret; made without arguments, and used by many threads.
+
+    `rotation.secret.options` holds its settings from the plan, checked, with the defaults filled in.
+
+    A step raises ServiceUnavailableError where it may go well later: it is tried again, with the same rotation. Any
+    other error ends the rotation, and has it rolled back; its text holds nothing secret.
+    """
+
+    settings: ClassVar[Mapping[str, Setting]]
+    """What the table of a secret in the plan may have as `options`."""
 
     def live(self, secret: "PlannedSecret", services: Services) -> Live | None:
         """Say what is in use now; None where there is nothing yet."""
@@ -81,10 +110,32 @@ class Kind(Protocol):
         """Return the credential from before the rotation, to deploy it again or to see it refused; may be empty."""
 
     def discard(self, rotation: Rotation) -> None:
-        """Undo generate() and store(): the old credential is the current one, and the new one is ended."""
+        """Undo generate() and store(): the old credential is the current one, and the new one is ended.
+
+        Either may have come to nothing, or to half of what it does.
+
+        Raises:
+            IrreversibleError: the old credential is dead, so the new one stays: it is deployed again.
+        """
 
     def revoke(self, rotation: Rotation) -> None:
         """End the old credential at its service."""
 
     def calls(self, secret: "PlannedSecret") -> list[str]:
-        """Name every call of a rotation in their order, for a dry run: "PUT transit/keys/day/rotate"."""
+        """Name every call of a rotation in their order, for a dry run: "PUT transit/keys/day/rotate".
+
+        It asks nobody, and the plan calls it for each of its secrets.
+
+        Raises:
+            ValueError: the options of the secret do not go together.
+        """
+
+
+def make_kind(name: str) -> Kind:
+    """Return the kind of a name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    made: Kind = load_class(KINDS, name, "kind")()
+    return made
