@@ -7,13 +7,17 @@ import os
 import pickle
 import re
 import stat
+import sys
 from pathlib import Path
 
 import pytest
 
 import tapeseal
+from memory_scan import Hit, Scanner
+from memory_scan import child as memory_child
 from servers.fault_proxy import FaultProxy
 from support import leaks
+from tapeseal import _core
 from tapeseal._core import SecretBuffer
 from tapeseal.cli import app
 from tapeseal.errors import (
@@ -562,6 +566,43 @@ def test_no_secret_is_shown(engine, faulty):
             with pytest.raises(TapesealError) as caught:
                 use()
             assert set() == leaks(caught.value, [text, PASSWORD.decode()])
+
+
+USER = """
+from tapeseal._core import SecretBuffer
+from tapeseal.vault import Token, VaultSession
+from tapeseal.vault.transit import Transit
+
+address, token, *ciphertexts = sys.argv[1:]
+with VaultSession(address, login=Token(token)) as session:
+    engine = Transit(session, "services/transit")
+    secrets = [engine.decrypt("plain", ciphertexts[0]), *engine.decrypt_batch("plain", ciphertexts[1:])]
+    engine.encrypt_batch("plain", secrets)
+    engine.hmac("plain", secrets[0])
+stage("in use")
+for each in secrets:
+    each.close()
+stage("closed")
+"""
+
+
+@pytest.mark.server
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/PID/mem")
+@pytest.mark.skipif(
+    not _core.KEY_SCHEDULES_PROTECTED,
+    reason="the system's libcrypto, or a sanitizer, has its own memory",
+)
+def test_where_plaintexts_stand(bao, engine):
+    """What is decrypted and encrypted, in batches too, stands in locked pages alone, and nowhere once it is closed."""
+    plaintexts = {f"{number}": os.urandom(32) for number in range(5)}
+    ciphertexts = engine.encrypt_batch("plain", list(plaintexts.values()))
+    scanner = Scanner(plaintexts)
+    with memory_child(USER, bao.address, bao.token, *ciphertexts) as process:
+        process.wait_for("in use")
+        expected = {Hit(number, "raw", protected=True) for number in plaintexts}
+        assert expected == scanner.process(process.pid)
+        process.go_on_to("closed")
+        assert set() == scanner.process(process.pid)
 
 
 # Small things
