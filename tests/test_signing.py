@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 import tapeseal
 from servers.kms import REGION, make_clients_once
 from support import TICK, child, ticks
+from tapeseal import audit
 from tapeseal.cli import app
 from tapeseal.errors import (
     DamagedError,
@@ -440,6 +441,35 @@ def test_a_signer_that_goes_on_to_another_key(day):
     statement = sign_statement([day], made)
     assert 2 == made.signed
     assert fingerprint(made.public_key()) == open_statement(statement, made.public_key()).public_key
+
+
+def test_the_audit_log(day):
+    """Signing and checking are noted, with the digest of the statement, and what was found."""
+    entries = []
+
+    class Log:
+        def check(self):
+            pass
+
+        def append(self, entry):
+            entries.append((entry.action, entry.subject, entry.result, entry.details))
+
+    audit.start(Log())
+    try:
+        statement = sign_statement([day], LOCAL)
+        os.unlink(day / "small.tape")
+        check(statement, day)
+        with pytest.raises(SignatureError):
+            check(statement[:-2], day)
+    finally:
+        audit.stop()
+    digest = hashlib.sha256(statement).hexdigest()
+    checker = fingerprint(LOCAL.public_key())
+    assert [
+        ("statement.sign", LOCAL.key, "done", {"tapes": 3, "sha256": digest}),
+        ("statement.verify", checker, "mismatch", {"sha256": digest, "wrong": 1}),
+    ] == entries[:2]
+    assert ("statement.verify", checker, "SignatureError") == entries[2][:3]
 
 
 def test_names_are_relative(day, monkeypatch):

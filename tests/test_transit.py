@@ -17,7 +17,7 @@ from memory_scan import Hit, Scanner
 from memory_scan import child as memory_child
 from servers.fault_proxy import FaultProxy
 from support import leaks
-from tapeseal import _core
+from tapeseal import _core, audit
 from tapeseal._core import SecretBuffer
 from tapeseal.cli import app
 from tapeseal.errors import (
@@ -254,6 +254,46 @@ def test_a_batch_of_signatures(engine):
     results = engine.verify_batch("sign", signed, "ecdsa-p256-sha256")
     assert [7, 8, 9] == [number for number, each in enumerate(results) if each is not None]
     assert {SignatureError} == {type(results[number]) for number in (7, 8, 9)}
+
+
+class Log:
+    """Takes entries of the audit log."""
+
+    def __init__(self):
+        self.entries = []
+
+    def check(self):
+        pass
+
+    def append(self, entry):
+        details = {name: value for name, value in entry.details.items() if name != "sha256"}
+        self.entries.append((entry.action, entry.subject, entry.result, details))
+
+
+@pytest.fixture
+def log():
+    log = Log()
+    audit.start(log)
+    yield log
+    audit.stop()
+
+
+@pytest.mark.server
+def test_the_audit_log(engine, log):
+    """Each operation is noted with what became of it: an item that fails is a failed attempt."""
+    key = "vault-transit:services/transit/plain"
+    ciphertext = engine.encrypt("plain", PASSWORD)
+    engine.decrypt_batch("plain", [ciphertext, "hello"])
+    with pytest.raises(CiphertextError):
+        engine.decrypt("plain", "hello")
+    with pytest.raises(WrappingKeyError):
+        engine.encrypt("none", PASSWORD)
+    assert [
+        ("transit.encrypt", key, "done", {"items": 1}),
+        ("transit.decrypt", key, "done", {"items": 2, "failed": 1}),
+        ("transit.decrypt", key, "CiphertextError", {"items": 1, "failed": 1}),
+        ("transit.encrypt", f"{key[:-5]}none", "WrappingKeyError", {"items": 1}),
+    ] == log.entries
 
 
 # Signatures, HMACs, random bytes

@@ -539,12 +539,16 @@ def verify_statement(
         SignatureError, ValueError: as open_statement().
         FileNotFoundError: there is no tape in a directory, or no file that a pattern fits.
     """
-    with audit.operation("statement.verify", fingerprint(public_key)):
+    with audit.operation("statement.verify", fingerprint(public_key)) as entry:
+        entry.details["sha256"] = hashlib.sha256(statement).hexdigest()
         signed = open_statement(statement, public_key)
         found = list(find_tapes(paths))
         total = sum(os.stat(path).st_size for path in found if os.path.exists(path))
         bar = None if progress is None else lambda done: progress(min(done, total), total)
         findings = _compare(signed, found, partial, threads or default_threads(), bar)
+        wrong = sum(not finding.ok for finding in findings)
+        if wrong:
+            entry.details["wrong"], entry.result = wrong, "mismatch"
     return StatementVerification(signed, findings)
 
 
