@@ -213,7 +213,8 @@ def _members(view: memoryview) -> Iterator[tuple[str, int, int]]:
         if member is None:
             raise ValueError(problem)
         name, value, at = member.span(1), member.span(2), member.end()
-        member = None  # The repr of a match, which a traceback may show, has the beginning of its text.
+        # The repr of a match, which a traceback may show, has the beginning of its text.
+        member = None
         yield json.loads(bytes(view[name[0] - 1 : name[1] + 1])), *value
         separator = _SEPARATOR.match(view, at)
         if separator is None:

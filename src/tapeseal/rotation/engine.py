@@ -634,14 +634,13 @@ class _Work:
             pause = min(_FIRST_RETRY * 2 ** min(failures - 1, 10), _LONGEST_RETRY)
             return replace(known, failures=failures, retry=now + pause)
         known = replace(known, succeeded=now, failures=0, retry=None)
-        version = self.record.facts.get("version")
-        live: Live | None = Live(str(version), utc(self.record.made))
+        version = str(self.record.facts.get("version"))
+        known = replace(known, version=version, made=utc(self.record.made))
         try:
-            live = self.kind.live(self.secret, self.engine.services)
+            return _seen(known, self.kind.live(self.secret, self.engine.services), now)
         except Exception as error:
             logger.warning("%s: what is in use: %s", self.secret.name, self._describe(error))
-            return replace(known, version=str(version), made=utc(self.record.made))
-        return _seen(replace(known, made=utc(self.record.made)), live, now)
+            return replace(known, seen=now)
 
     def _claim_of(self) -> Claim:
         """Return the claim, as it is in Vault."""
@@ -872,7 +871,10 @@ def _seen(before: Known, live: Live | None, now: datetime) -> Known:
     """Return what is known of a secret once its service was asked."""
     if live is None:
         return replace(before, version=None, made=None, expires=None, seen=now)
-    made = live.made or before.made  # Where the service does not know, the journal may.
+    # The journal knows when it made this version; a service may not, or not have it right.
+    made = live.made or before.made
+    if made is not None and before.made is not None and live.version == before.version:
+        made = max(made, before.made)
     return replace(before, version=live.version, made=made, expires=live.expires, seen=now)
 
 
