@@ -29,7 +29,7 @@ class Secret:
 
     @property
     def buffer(self) -> _core.SecretBuffer:
-        """The text in UTF-8; `memoryview(secret.buffer)` reads it without a copy."""
+        """The text in UTF-8; `with secret.buffer, memoryview(secret.buffer) as view:` reads it without a copy."""
         return self._buffer
 
     def expose(self) -> str:
@@ -40,7 +40,7 @@ class Secret:
         Raises:
             ValueError: it is closed, or no UTF-8.
         """
-        with memoryview(self._buffer) as view:
+        with self._buffer, memoryview(self._buffer) as view:
             try:
                 return str(view, "utf-8")
             except UnicodeDecodeError:
@@ -71,7 +71,12 @@ class Secret:
         """Compare two secrets in constant time."""
         if not isinstance(other, Secret):
             return NotImplemented
-        with memoryview(self._buffer) as mine, memoryview(other._buffer) as its:
+        with (
+            self._buffer,
+            other._buffer,
+            memoryview(self._buffer) as mine,
+            memoryview(other._buffer) as its,
+        ):
             return hmac.compare_digest(mine, its)
 
     __hash__ = None  # type: ignore[assignment] # A hash would tell equal ones apart from others.
