@@ -29,24 +29,33 @@ if ! { $(1); } >/dev/null 2>&1; then \
 fi
 endef
 
-.PHONY: setup demo test test-all check coverage sanitize bench bench-quick dist clean help tools debugger bench-libraries FORCE
+.PHONY: setup demo test test-all check coverage sanitize bench bench-quick dist clean help tools programs bench-libraries FORCE
 
 setup: $(venv)/installed ## set everything up in .venv (the default)
 
 demo: setup ## run the main job once, on made-up order flow
 	@$(bin)/tapeseal demo
 
-test: setup debugger ## run the fast tests; ARGS="-k name" chooses
+test: setup programs ## run the fast tests; ARGS="-k name" chooses
 	@echo "Running the fast tests"
 	@$(pytest) -m "not slow" --numprocesses=auto $(ARGS)
 
-test-all: setup debugger $(venv)/fuzz ## run all tests, the slow ones and the fuzzer too
+test-all: setup programs $(venv)/fuzz ## run all tests, the slow ones and the fuzzer too
 	@echo "Running all tests"
 	@$(pytest) $(ARGS)
 
-# For core dumps; without it that one test is skipped.
-debugger:
-	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then { $(call need,command -v gcore,gdb); } || echo "No gdb: the tests of core dumps are skipped"; fi
+# What the tests start beside what PyPI brings; without one of them its tests are skipped. Debian's PostgreSQL would
+# make a cluster of its own and start it.
+programs:
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  { $(call need,command -v gcore,gdb); } || echo "No gdb: the tests of core dumps are skipped"; \
+	  if ! ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then \
+	    mkdir -p /etc/postgresql-common/createcluster.d && echo "create_main_cluster = false" >/etc/postgresql-common/createcluster.d/none.conf; \
+	  fi; \
+	  { $(call need,ls /usr/lib/postgresql/*/bin/initdb,postgresql); } || echo "No PostgreSQL: the tests of databases are skipped"; \
+	  { $(call need,command -v sshd && command -v ssh && command -v openssl,openssh-client openssh-server openssl); } || \
+	    echo "No sshd, ssh or openssl: the tests of SSH and PKI are skipped"; \
+	fi
 
 check: setup ## lint, types, stub, packaging, workflows
 	@echo "Linting Python" && $(bin)/ruff check --quiet --output-format=concise && $(bin)/ruff format --check --quiet
