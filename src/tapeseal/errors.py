@@ -111,6 +111,10 @@ class CommandError(RotationError):
         return type(self), (str(self), self.code, self.said)
 
 
+class IrreversibleError(RotationError):
+    """The old secret is dead or nowhere to be had, so a rotation cannot be rolled back: it must go forward."""
+
+
 class VerificationError(RotationError):
     """A target does not take the new secret; the message says what the target said."""
 

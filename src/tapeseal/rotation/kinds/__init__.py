@@ -66,6 +66,7 @@ class Rotation:
     facts: dict[str, str | int | None] = field(default_factory=dict)
     """What the steps have noted for those after them: versions, serial numbers, accessors; journaled after each step,
     so nothing secret. From the start, "old_version" is what live() gave before the rotation; None: there was nothing.
+    generate() sets "version", or store() does.
     """
 
 
@@ -114,7 +115,7 @@ class Kind(Protocol):
         Either may have come to nothing, or to half of what it does.
 
         Raises:
-            RotationError: the old credential is dead, so the new one stays.
+            IrreversibleError: the old credential is dead, so the new one stays: it is deployed again.
         """
 
     def revoke(self, rotation: Rotation) -> None:

@@ -8,7 +8,7 @@ makes that user the current one; the other stays as it was until every consumer 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tapeseal.errors import RotationError
+from tapeseal.errors import IrreversibleError, RotationError
 from tapeseal.rotation.kinds import Credential, Live, Rotation, Services
 from tapeseal.rotation.kinds.stored import (
     SETTINGS,
@@ -64,7 +64,7 @@ class StaticRole:
         """Leave the old password where it was not changed yet."""
         mount, role = _static_role(rotation)
         if _last_rotation(rotation.services, mount, role) != rotation.facts["old_version"]:
-            raise RotationError(
+            raise IrreversibleError(
                 f"the old password of {mount}/static-creds/{role} is dead, so the new one stays: see why the "
                 "target does not take it, and rotate again"
             )

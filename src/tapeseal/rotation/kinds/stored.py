@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from tapeseal.errors import RotationError
+from tapeseal.errors import IrreversibleError, RotationError
 from tapeseal.rotation.kinds import Credential, Live, Rotation, Services
 from tapeseal.rotation.settings import Setting
 from tapeseal.secret import Secret
@@ -184,7 +184,7 @@ class Stored:
         """Make the members before the rotation the current ones again, and destroy what the rotation wrote.
 
         Raises:
-            RotationError: the version before is not there any more.
+            IrreversibleError: the version before is not there any more.
         """
         before = rotation.facts.get("old_version")
         for _ in range(2):
@@ -208,7 +208,7 @@ class Stored:
         """Give all that differs the value that it had; False where `current` is not the current version any more."""
         with self.read(before) as found:
             if found is None:
-                raise RotationError(
+                raise IrreversibleError(
                     f"version {before} of {self.name} is gone, so the new one stays"
                 )
             members = {
