@@ -4,8 +4,8 @@
         key_id, key = exchange.issue("by hand")
         ...                                     # GET /orders with X-API-Key: 200 while the key is alive, 401 after
 
-Who has the admin's key (Authorization: Bearer) administers the keys: POST /keys {"label": …} answers {"id": 7, "label": …,
-"key": …, "limits": …}, GET /keys {"keys": [{"id": 7, "label": …}]}, DELETE /keys/7 204, or 404 where there is none.
+Who has the admin's key (Authorization: Bearer) administers the keys: POST /keys {"label": …} answers {"id": 7, "label":
+…, "key": …, "limits": …}, GET /keys {"keys": [{"id": 7, "label": …}]}, DELETE /keys/7 204, or 404 where there is none.
 """
 
 import http.server
@@ -52,7 +52,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self._reset()
         return self._answer(status, document)
 
-    do_GET = do_POST = do_DELETE = _serve
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("do_"):
+            return self._serve
+        raise AttributeError(name)
 
     def _do(self, body: bytes) -> tuple[int, Any]:
         exchange = self.exchange

@@ -51,7 +51,9 @@ def check_url(url: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
         raise ValueError(f"{parts.scheme or 'that'}: is no URL like https://exchange.example/keys")
     if parts.scheme == "http" and not _LOOPBACK.fullmatch(parts.hostname):
-        raise ValueError(f"http:// shows every secret on the wire to {parts.hostname}: use https://")
+        raise ValueError(
+            f"http:// shows every secret on the wire to {parts.hostname}: use https://"
+        )
     return url
 
 

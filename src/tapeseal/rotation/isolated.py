@@ -181,7 +181,10 @@ def main() -> int:
     except RotationError as error:
         code, failure = _FAILED, error
     except ModuleNotFoundError as error:
-        code, failure = _FAILED, RotationError(f"{work} needs {error.name}: pip install 'tapeseal[rotation]'")
+        code, failure = (
+            _FAILED,
+            RotationError(f"{work} needs {error.name}: pip install 'tapeseal[rotation]'"),
+        )
     except Exception as error:
         # Whose text may hold anything.
         code, failure = _FAILED, RotationError(f"{work}: {type(error).__name__}")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class ExecCheck:
-    """Runs a command as tapeseal.rotation.commands has them: 0 takes the credential, 75 could not ask, any other refuses.
+    """Runs a command as tapeseal.rotation.commands has them: 0 takes the credential, 75 could not ask, others refuse.
 
     It gets the credential as a JSON object of texts, or `part` of it as it is, and finds TAPESEAL_SECRET, the secret's
     name, in its environment.

@@ -68,9 +68,7 @@ class SshCheck:
                 raise VerificationError(f"the private key is none: {error.said}") from None
             self._log_in(credential, socket, variables)
 
-    def _log_in(
-        self, credential: "Credential", socket: Path, variables: Mapping[str, str]
-    ) -> None:
+    def _log_in(self, credential: "Credential", socket: Path, variables: Mapping[str, str]) -> None:
         settings = self._settings
         options = {
             "User": settings["user"],
@@ -133,7 +131,9 @@ def _agent() -> Iterator[Path]:
                 start_new_session=True,
             )
         except OSError as error:
-            raise RotationError(f"ssh-agent cannot be run: {os.strerror(error.errno or 0)}") from None
+            raise RotationError(
+                f"ssh-agent cannot be run: {os.strerror(error.errno or 0)}"
+            ) from None
         with agent:
             try:
                 assert agent.stdout is not None

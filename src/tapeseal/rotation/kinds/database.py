@@ -6,17 +6,19 @@ makes that user the current one; the other stays as it was until every consumer 
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from tapeseal.errors import IrreversibleError, RotationError
 from tapeseal.rotation.kinds import Credential, Live, Rotation, Services
 from tapeseal.rotation.kinds.stored import (
     SETTINGS,
     Stored,
+    api_path,
     ask,
     instant,
     known,
     live_calls,
+    old_calls,
     read_text,
     write_calls,
 )
@@ -114,7 +116,7 @@ class AlternatingUsers:
     def store(self, rotation: Rotation, credential: Credential) -> None:
         """Write to KV which user is current."""
         new, _ = self._new_and_old(rotation)
-        members = {"role": new, "username": credential["username"]}
+        members: dict[str, Secret | str] = {"role": new, "username": credential["username"]}
         Stored(rotation.secret, rotation.services).write(rotation, members)
 
     def old(self, rotation: Rotation) -> Credential:
@@ -180,7 +182,7 @@ class AlternatingUsers:
     def calls(self, secret: "PlannedSecret") -> list[str]:
         """Name the calls of a rotation."""
         options = secret.options
-        path, mount = f"{options['mount']}/metadata/{options['path']}", options["database_mount"]
+        path, mount = api_path(options["path"], "metadata"), options["database_mount"]
         rotate = [
             f"GET {path}",
             f"GET {mount}/static-roles/…",
@@ -190,7 +192,7 @@ class AlternatingUsers:
         _roles(secret)
         return [
             *live_calls(options),
-            f"GET {options['mount']}/data/{options['path']}?version=…",
+            *old_calls(options),
             *rotate,
             f"GET {mount}/static-creds/…",
             *write_calls(options),

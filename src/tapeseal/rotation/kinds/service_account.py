@@ -8,9 +8,11 @@ from tapeseal.rotation.kinds import Credential, Live, Rotation, Services
 from tapeseal.rotation.kinds.stored import (
     SETTINGS,
     Stored,
+    api_path,
     ask,
     known,
     live_calls,
+    old_calls,
     read_text,
     write_calls,
 )
@@ -114,9 +116,7 @@ class ServiceAccount:
 
     def _look_up(self, rotation: Rotation, accessor: str) -> dict[str, Any] | None:
         path = f"{_role(rotation.secret.options)}/secret-id-accessor/lookup"
-        answer = ask(
-            rotation.services.vault, "POST", path, {_ACCESSOR: accessor}, idempotent=True
-        )
+        answer = ask(rotation.services.vault, "POST", path, {_ACCESSOR: accessor}, idempotent=True)
         # Vault's 404 of an accessor that is gone has a body, in which there is only an error.
         return None if answer is None else known(answer, f"accessor at {path}")
 
@@ -128,7 +128,7 @@ class ServiceAccount:
     def calls(self, secret: "PlannedSecret") -> list[str]:
         """Name the calls of a rotation; the accessors are looked up one by one."""
         options = secret.options
-        role, data = _role(options), f"GET {options['mount']}/data/{options['path']}"
+        role = _role(options)
         return [
             *live_calls(options),
             f"GET {role}/role-id",
@@ -136,10 +136,11 @@ class ServiceAccount:
             f"POST {role}/secret-id-accessor/lookup",
             f"POST {role}/secret-id",
             *write_calls(options),
-            f"{data}?version=…",
+            *old_calls(options),
+            *old_calls(options),
             f"POST {role}/secret-id-accessor/lookup",
             f"POST {role}/secret-id-accessor/destroy",
-            f"PUT {options['mount']}/destroy/{options['path']}",
+            f"PUT {api_path(options['path'], 'destroy')}",
         ]
 
 

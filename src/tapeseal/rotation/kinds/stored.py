@@ -23,11 +23,8 @@ if TYPE_CHECKING:
 MARK: Final = "rotation"
 """The member that names the rotation that wrote a version."""
 
-SETTINGS: Final[Mapping[str, Setting]] = {
-    "mount": Setting(str, default="secret"),
-    "path": Setting(str),
-}
-"""Where the secret is: a mount of KV v2, and what follows its data/."""
+SETTINGS: Final[Mapping[str, Setting]] = {"path": Setting(str)}
+"""Where the secret is: MOUNT/PATH, of which the mount is the first part."""
 
 _STALE = "check-and-set parameter did not match"
 
@@ -92,16 +89,11 @@ class Stored:
 
     def __init__(self, secret: "PlannedSecret", services: Services) -> None:
         self._services = services
-        self._mount, self._path = secret.options["mount"], secret.options["path"]
-
-    @property
-    def name(self) -> str:
-        """Mount and path."""
-        return f"{self._mount}/{self._path}"
+        self.name: str = secret.options["path"]
 
     def metadata(self) -> dict[str, Any]:
         """Return what the store says of the secret; `current_version` is 0 before the first one."""
-        answer = ask(self._services.vault, "GET", f"{self._mount}/metadata/{self._path}")
+        answer = ask(self._services.vault, "GET", api_path(self.name, "metadata"))
         return {"current_version": 0} if answer is None else known(answer, f"secret {self.name}")
 
     def live(self) -> Live | None:
@@ -120,7 +112,7 @@ class Stored:
     def read(self, version: int | str | None = None) -> Iterator[dict[str, Secret] | None]:
         """Read a version, the current one where None; its members are wiped in the end. None: it is not there."""
         query = "" if version is None else f"?version={version}"
-        path = f"{self._mount}/data/{self._path}{query}"
+        path = api_path(self.name, "data") + query
         answer = ask(self._services.vault, "GET", path, secret=("data.data.*",))
         members = None if answer is None else answer["data"]["data"]
         try:
@@ -161,7 +153,7 @@ class Stored:
             answer = ask(
                 self._services.vault,
                 method,
-                f"{self._mount}/data/{self._path}",
+                api_path(self.name, "data"),
                 body,
                 # Not twice: the server compares the number first.
                 idempotent=True,
@@ -220,7 +212,7 @@ class Stored:
 
     def note(self, facts: Mapping[str, str]) -> None:
         """Set some of the secret's custom metadata."""
-        path = f"{self._mount}/metadata/{self._path}"
+        path = api_path(self.name, "metadata")
         body = {"custom_metadata": facts}
         if ask(self._services.vault, "PATCH", path, body, idempotent=True) is None:
             # There is no version yet.
@@ -234,7 +226,7 @@ class Stored:
 
     def destroy(self, version: int | str) -> None:
         """Destroy a version; again does nothing."""
-        path = f"{self._mount}/destroy/{self._path}"
+        path = api_path(self.name, "destroy")
         ask(self._services.vault, "PUT", path, {"versions": [int(version)]})
 
 
@@ -251,12 +243,29 @@ def read_text(members: Mapping[str, Secret] | None, name: str) -> str | None:
     return None
 
 
+def api_path(path: str, what: str) -> str:
+    """Return the path in the API of what a store has of a secret: its "data", its "metadata", or "destroy".
+
+    Raises:
+        ValueError: it is no MOUNT/PATH.
+    """
+    mount, slash, rest = path.partition("/")
+    if not mount or not slash or not rest:
+        raise ValueError(f"the path of a secret in KV is MOUNT/PATH, not {path!r}")
+    return f"{mount}/{what}/{rest}"
+
+
 def live_calls(options: Mapping[str, Any]) -> list[str]:
     """Name the calls of Stored.live()."""
-    return [f"GET {options['mount']}/metadata/{options['path']}"]
+    return [f"GET {api_path(options['path'], 'metadata')}"]
 
 
-def write_calls(options: Mapping[str, Any], *, first: bool = False) -> list[str]:
-    """Name the calls of Stored.write()."""
-    data = f"{options['mount']}/data/{options['path']}"
-    return [*live_calls(options), f"GET {data}", f"{'POST' if first else 'PATCH'} {data}"]
+def write_calls(options: Mapping[str, Any]) -> list[str]:
+    """Name the calls of Stored.write() where there is a version already; the first one is a POST."""
+    data = api_path(options["path"], "data")
+    return [*live_calls(options), f"GET {data}", f"PATCH {data}"]
+
+
+def old_calls(options: Mapping[str, Any]) -> list[str]:
+    """Name the calls of Stored.old(); … stands for what only the server knows."""
+    return [f"GET {api_path(options['path'], 'data')}?version=…"]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from tapeseal.errors import RotationError
 from tapeseal.rotation.commands import no_part
-from tapeseal.rotation.kinds.stored import SETTINGS, ask, wipe
+from tapeseal.rotation.kinds.stored import SETTINGS, api_path, ask, wipe
 from tapeseal.rotation.settings import Setting
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class VaultTarget:
     settings: ClassVar[Mapping[str, Setting]] = {**SETTINGS, "members": Setting(dict, default=None)}
 
     def __init__(self, settings: Mapping[str, Any], secret: "PlannedSecret") -> None:
-        self._path = f"{settings['mount']}/data/{settings['path']}"
+        self._path = api_path(settings["path"], "data")
         self._members: Mapping[str, str] | None = settings["members"]
         if self._members is not None and not self._members:
             raise ValueError("members names no part of the credential")
