@@ -119,6 +119,10 @@ class VerificationError(RotationError):
     """A target does not take the new secret; the message says what the target said."""
 
 
+class CertificateError(TapesealError):
+    """A Vault would not issue, sign or revoke a certificate, or one is not what was asked for or does not verify."""
+
+
 class TapeLockedError(TapesealError, BlockingIOError):
     """Another writer, or a rewrap, holds the tape."""
 
