@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import tapeseal
+import tapeseal.kms as kms_module
 from servers.certs import Authority
 from servers.kms import ACCOUNT, REGION, kms_server
 from support import TICK, child, leaks, ticks
@@ -30,7 +31,6 @@ from tapeseal.errors import (
     WrappedKeyError,
     WrappingKeyError,
 )
-from tapeseal.keyrings import aws_kms
 from tapeseal.keyrings.any_of import AnyOf
 from tapeseal.keyrings.aws_kms import AwsKmsKeyring
 from tapeseal.layout import Recipient
@@ -78,7 +78,7 @@ CLIENTS = {}
 @pytest.fixture(autouse=True)
 def _clients(monkeypatch):
     """Make each boto3 client once, for that takes longer than most tests; the keyrings are new ones."""
-    make = aws_kms._make_client
+    make = kms_module._make_client
 
     def make_once(*settings):
         user = [value for name, value in os.environ.items() if name.startswith("AWS_")]
@@ -87,7 +87,7 @@ def _clients(monkeypatch):
             CLIENTS[settings_key] = make(*settings)
         return CLIENTS[settings_key]
 
-    monkeypatch.setattr(aws_kms, "_make_client", make_once)
+    monkeypatch.setattr(kms_module, "_make_client", make_once)
 
 
 @pytest.fixture
@@ -1117,10 +1117,10 @@ def test_uris(kms, become, key, alias, answers):
     )
     discovery.unwrap(recipients, CONTEXT)
     assert {"999999999999", ACCOUNT} == discovery.accounts
-    settings = discovery._client.meta.config
+    settings = discovery._connection._client.meta.config
     assert (5.0, 30.0) == (settings.connect_timeout, settings.read_timeout)
     assert 1 == settings.retries["total_max_attempts"]
-    settings = keyring._client.meta.config
+    settings = keyring._connection._client.meta.config
     assert (1.0, 2.0) == (settings.connect_timeout, settings.read_timeout)
     assert {"total_max_attempts": 3, "mode": "standard"} == settings.retries
     several = tapeseal.keyring([start, f"aws-kms:{key}?endpoint_url={kms.address}"])
@@ -1161,7 +1161,7 @@ def test_without_boto3():
             print(error)
     """
     done = child(code)
-    assert ("AwsKmsKeyring needs boto3: pip install 'tapeseal[aws]'\n", "") == (
+    assert ("AWS KMS needs boto3: pip install 'tapeseal[aws]'\n", "") == (
         done.stdout,
         done.stderr,
     )

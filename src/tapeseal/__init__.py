@@ -16,6 +16,7 @@ from tapeseal.body import Anchor
 from tapeseal.datakey import DataKey, Keyring
 from tapeseal.errors import (
     AccessDeniedError,
+    CiphertextError,
     ContextMismatchError,
     DamagedError,
     ForkError,
@@ -75,6 +76,7 @@ __all__ = [
     "AwsKmsKeyring",
     "ByteReader",
     "ByteWriter",
+    "CiphertextError",
     "ContextMismatchError",
     "DamagedError",
     "DataKey",

@@ -19,10 +19,10 @@ class InvalidTag(TapesealError):
         self.index = index
 
 
-class WrappedKeyError(InvalidTag):
-    """A recipient names a key of ours, but does not open: it, its key or the encryption context was changed.
+class CiphertextError(InvalidTag):
+    """A KMS or a Vault does not open a ciphertext: it, its key or what is bound to it was changed.
 
-    The message names the recipient, and says what the service answered.
+    The message names the key, and says what the service answered.
     """
 
     def __init__(self, message: str) -> None:
@@ -31,6 +31,10 @@ class WrappedKeyError(InvalidTag):
 
     def __reduce__(self) -> tuple[type, tuple[str]]:
         return type(self), (str(self),)
+
+
+class WrappedKeyError(CiphertextError):
+    """A recipient names a key of ours, but does not open: it, its key or the encryption context was changed."""
 
 
 class ForkError(TapesealError, RuntimeError):

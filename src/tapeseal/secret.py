@@ -1,10 +1,15 @@
 """Secret: a value such as a password, in key memory, that shows itself only where that is asked for."""
 
+import contextlib
 import hmac
+from collections.abc import Iterator
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from tapeseal import _core
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 
 class Secret:
@@ -89,3 +94,18 @@ class Secret:
 
     def __reduce__(self) -> str:
         raise TypeError("a Secret is neither pickled nor copied")
+
+
+@contextlib.contextmanager
+def in_key_memory(data: "Buffer | Secret | _core.SecretBuffer") -> Iterator[_core.SecretBuffer]:
+    """Give what is to be sent as a SecretBuffer: the caller's own, or of other bytes a copy, wiped at the end."""
+    if isinstance(data, Secret):
+        yield data.buffer
+    elif isinstance(data, _core.SecretBuffer):
+        yield data
+    else:
+        copy = _core.SecretBuffer.take(bytearray(data))
+        try:
+            yield copy
+        finally:
+            copy.close()

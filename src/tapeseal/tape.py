@@ -469,10 +469,12 @@ def _rewrap_copy(path: str, fd: int, keyring: Keyring, to: Keyring | None) -> in
         with files.new_file(path, 0o600, replace=True) as copy:
             files.pwrite_all(copy, raw + raw, 0)
             shift = 2 * size - old.body
-            for offset in range(old.body, body.end, 1 << 20):
-                piece = files.pread_exact(fd, min(1 << 20, body.end - offset), offset)
+            # A copy of the same layout has the same index, so that a signature over it holds on.
+            end = os.fstat(fd).st_size if body.sealed and not shift else body.end
+            for offset in range(old.body, end, 1 << 20):
+                piece = files.pread_exact(fd, min(1 << 20, end - offset), offset)
                 files.pwrite_all(copy, piece, offset + shift)
-            if body.sealed:
+            if body.sealed and shift:
                 # The index holds offsets, so it is made anew; writing it also proves the copy.
                 # Under the key that is at hand: not everyone who wraps can unwrap.
                 duplicate = os.dup(copy)

@@ -85,7 +85,7 @@ def inspect(path: StrPath) -> Inspection:
         content = found.content
         trailer = files.pread_exact(fd, layout.TRAILER_SIZE, size - layout.TRAILER_SIZE)
         sealed = copies == layout.FILE_COPIES and layout.parse_trailer(trailer) is not None
-        segments, frames, items, end = _count(fd, found, size)
+        segments, frames, items, end = count_blocks(fd, found, size)
         return Inspection(
             profile="blob" if copies == layout.BLOB_COPIES else "file",
             tape_id=found.tape_id,
@@ -109,7 +109,7 @@ def inspect(path: StrPath) -> Inspection:
         os.close(fd)
 
 
-def _count(fd: int, found: Header, size: int) -> tuple[int, int, int, int]:
+def count_blocks(fd: int, found: Header, size: int) -> tuple[int, int, int, int]:
     """Count data segments, their frames and items by the block headers, up to what is no whole data block."""
     segments = frames = items = 0
     at = found.body
@@ -184,7 +184,7 @@ def _verify_blob(fd: int, found: Header, data_key: DataKey, anchor: Anchor | Non
             items = len(blob.open_body(view, found, data_key))
         except DamagedError as error:
             return Verification("damaged", [Problem(error.offset, error.problem)], 0, 0, 0, 0, None)
-    segments, frames, _, _ = _count(fd, found, size)
+    segments, frames, _, _ = count_blocks(fd, found, size)
     problems = []
     if anchor is not None:
         problems.append(

@@ -650,9 +650,12 @@ def _exposed(value: Any) -> Any:
 
 
 def _hide(parent: Any, path: list[str]) -> None:
-    if not isinstance(parent, dict):
-        return
-    for name in list(parent) if path[0] == "*" else [path[0]] if path[0] in parent else []:
+    names: list[Any] = []
+    if isinstance(parent, dict):
+        names = list(parent) if path[0] == "*" else [path[0]] if path[0] in parent else []
+    elif isinstance(parent, list) and path[0] == "*":
+        names = list(range(len(parent)))
+    for name in names:
         if len(path) > 1:
             _hide(parent[name], path[1:])
         else:
