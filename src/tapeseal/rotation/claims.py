@@ -116,9 +116,15 @@ class Claim:
         self._version = before + 1
 
     def delete(self) -> None:
-        """Delete it with all its versions, if it is this rotation's."""
-        if self.read():
+        """Delete it with all its versions, unless it is another rotation's."""
+        if not self.known:
+            try:
+                self.read()
+            except RotationError:
+                return
+        if self.known:
             paths.delete(self._vault, self.path)
+        self._version = 0
         self.close()
 
     def close(self) -> None:

@@ -46,10 +46,17 @@ def read(vault: "VaultSession", path: str, *, secret: Sequence[str] = ()) -> Ent
         ) from None
 
 
+class Written(NamedTuple):
+    """What was written: its version, and when, by the server's clock."""
+
+    version: int
+    written: datetime
+
+
 def write(
     vault: "VaultSession", path: str, data: Mapping[str, Any], *, after: int | None
-) -> int | None:
-    """Write to a path and return the new version.
+) -> Written | None:
+    """Write to a path.
 
     Args:
         vault: the session.

@@ -107,15 +107,15 @@ _ROTATION: Final[Mapping[str, Setting]] = {
     "tapes": Setting(list, default=[]),
 }
 _SECRET: Final[Mapping[str, Setting]] = {
-    "kind": Setting(str, choices=tuple(KINDS)),
+    "kind": Setting(str),
     "tier": Setting(str, choices=TIERS),
     "owner": Setting(str),
     "schedule": Setting(timedelta, default=None),
     "before": Setting(timedelta, default=None),
     "consumers": Setting(list, default=[]),
-    "grace": Setting(timedelta, default=PlannedSecret.grace),
-    "settle": Setting(timedelta, default=PlannedSecret.settle),
-    "monitor": Setting(timedelta, default=PlannedSecret.monitor),
+    "grace": Setting(timedelta, default=PlannedSecret.grace, zero=True),
+    "settle": Setting(timedelta, default=PlannedSecret.settle, zero=True),
+    "monitor": Setting(timedelta, default=PlannedSecret.monitor, zero=True),
     "deadline": Setting(timedelta, default=PlannedSecret.deadline),
 }
 _PAIR: Final[Mapping[str, Setting]] = {"members": Setting(list), "offset": Setting(timedelta)}
@@ -224,9 +224,10 @@ class _Reader:
         for consumer in found.get("consumers", ()):
             if not NAME.fullmatch(consumer):
                 self._problems.append(f"{place}: the consumer {consumer!r} has no usable name")
-        if found.get("schedule", True) == timedelta():
-            self._problems.append(f"{place}: schedule is longer than nothing")
         kind = found.get("kind")
+        if kind is not None and kind not in KINDS:
+            self._problems.append(f"{place}: kind is one of {', '.join(KINDS)}, not {kind!r}")
+            kind = None
         options: Mapping[str, Any] = _table(table, "options", f"{place}.", self._problems)
         if kind is not None:
             settings = load_class(KINDS, kind, "kind").settings

@@ -65,7 +65,7 @@ ANY_TIME: Final = Window()
 
 WINDOW_SETTINGS: Final[Mapping[str, Setting]] = {
     "markets": Setting(list, default=[]),
-    "margin": Setting(timedelta, default=timedelta()),
+    "margin": Setting(timedelta, default=timedelta(), zero=True),
     "days": Setting(list, default=list(DAYS)),
     "hours": Setting(str, default=None),
     "timezone": Setting(str, default="UTC"),

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib import import_module
@@ -22,7 +23,7 @@ _NAMES: Final[Mapping[type, str]] = {
     timedelta: 'a duration such as "90d", "12h", "15m" or "30s"',
     Path: "a path",
 }
-_DURATION: Final = re.compile(r"(?:(\d{1,5})([smhdw]))+")
+_DURATION: Final = re.compile(r"(?=\d)(\d{1,5}w)?(\d{1,5}d)?(\d{1,5}h)?(\d{1,5}m)?(\d{1,5}s)?")
 _PART: Final = re.compile(r"(\d{1,5})([smhdw])")
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -37,27 +38,26 @@ class Setting:
         default: what it is where the plan does not say; REQUIRED: the plan must.
         choices: the texts it may be; empty: any but the empty one.
         least: of a number the least.
+        zero: of a duration, whether it may be none at all.
     """
 
     type: type
     default: Any = REQUIRED
     choices: Sequence[str] = ()
     least: int = 0
+    zero: bool = False
 
 
 def parse_duration(text: str) -> timedelta:
     """Read a duration such as "90d" or "1h30m".
 
     Raises:
-        ValueError: it is none, or zero.
+        ValueError: it is none.
     """
-    total = timedelta()
-    if _DURATION.fullmatch(text):
-        for number, unit in _PART.findall(text):
-            total += timedelta(**{_UNITS[unit]: int(number)})
-    if not total:
+    if not _DURATION.fullmatch(text):
         raise ValueError(f"{text!r} is not {_NAMES[timedelta]}")
-    return total
+    parts = {_UNITS[unit]: int(number) for number, unit in _PART.findall(text)}
+    return timedelta(**parts)
 
 
 def duration_text(duration: timedelta) -> str:
@@ -111,10 +111,10 @@ def read_settings(
 def _value(value: Any, setting: Setting, directory: Path) -> Any:
     wanted = setting.type
     if wanted is timedelta and isinstance(value, str):
-        try:
-            return parse_duration(value)
-        except ValueError:
-            pass
+        with suppress(ValueError):
+            duration = parse_duration(value)
+            if duration or setting.zero:
+                return duration
     elif wanted is Path and isinstance(value, str) and value and "\0" not in value:
         return directory / Path(value).expanduser()
     elif wanted is str and isinstance(value, str) and value:

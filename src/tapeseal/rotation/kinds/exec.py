@@ -31,7 +31,7 @@ class Exec:
     """
 
     settings: ClassVar[Mapping[str, Setting]] = {
-        "live": _OPTIONAL,
+        "live": Setting(list),
         "generate": Setting(list),
         "store": _OPTIONAL,
         "old": _OPTIONAL,
@@ -41,9 +41,7 @@ class Exec:
     }
 
     def live(self, secret: "PlannedSecret", services: Services) -> Live | None:
-        """Run `live`; without it nothing but the journal knows."""
-        if secret.options["live"] is None:
-            return Live("unknown")
+        """Run `live`."""
         answer = _object(_run("live", secret, {}), "live")
         if answer is None:
             return None
