@@ -69,7 +69,10 @@ class TestServices:
 
 
 def rotation(
-    secret: PlannedSecret | None = None, services: Any = None, id: str = "0123456789abcdef", **facts: Any
+    secret: PlannedSecret | None = None,
+    services: Any = None,
+    id: str = "0123456789abcdef",
+    **facts: Any,
 ) -> Rotation:
     """Return a rotation of a secret."""
     return Rotation(

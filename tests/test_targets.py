@@ -84,9 +84,7 @@ def test_file_part_is_missing(tmp_path: Path) -> None:
 def test_file_without_directory(tmp_path: Path) -> None:
     """A directory that is not there is named."""
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        target("file", path=str(tmp_path / "nowhere" / "f")).deploy(
-            credential(key="k"), rotation()
-        )
+        target("file", path=str(tmp_path / "nowhere" / "f")).deploy(credential(key="k"), rotation())
 
 
 # Commands
@@ -122,7 +120,9 @@ def test_exec(tmp_path: Path, part: str | None) -> None:
 def test_exec_fails(tmp_path: Path, code: int, error: type[Exception]) -> None:
     """How a command ends says whether to try again, and the error what it said."""
     command = [sys.executable, "-c", WRITER, str(tmp_path / "got"), str(code)]
-    with pytest.raises(error, match=f"ended with code {code}: no desk in 0123456789abcdef") as caught:
+    with pytest.raises(
+        error, match=f"ended with code {code}: no desk in 0123456789abcdef"
+    ) as caught:
         target("exec", command=command).deploy(credential(**LOGIN), rotation())
     assert set() == leaks(caught.value, [PASSWORD, "p4ss"])
 
@@ -193,7 +193,9 @@ def test_kubernetes(kubernetes: KubernetesApi) -> None:
     assert {("hft", "feed"): LOGIN} == kubernetes.secrets
     kubernetes.secrets["hft", "feed"]["url"] = "https://exchange.example"
     deploy(kubernetes, {"username": "desk", "password": "new"}, keys={"api_key": "password"})
-    assert {"api_key": "new", "url": "https://exchange.example"} == kubernetes.secrets["hft", "feed"]
+    assert {"api_key": "new", "url": "https://exchange.example"} == kubernetes.secrets[
+        "hft", "feed"
+    ]
 
 
 def test_kubernetes_conflict(kubernetes: KubernetesApi) -> None:
