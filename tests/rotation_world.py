@@ -1,8 +1,9 @@
 """A small world to rotate in: a service on disk whose accounts are files, a KV path, a target and a check over them.
 
 It stands for a service that takes two credentials at once. Each account is a file named after the rotation that made it
-and holding the password; what is there, is alive. `log` has a line for each account ever made. Files named `down` and
-`broken` in the service's directory make it unreachable, and refuse what is new.
+and holding the password; what is there, is alive. `log` has a line for each account ever made. Files in the service's
+directory make trouble: `down`, it is out of service; `trusted`, it accepts the account named there alone; `undead`, it
+accepts what was ended; `revoke-fails`.
 """
 
 import contextlib
@@ -170,8 +171,8 @@ class AccountsCheck:
     def accepts(self, credential: Credential) -> None:
         self._service.check()
         account, password = credential["account"].expose(), credential["password"].expose()
-        broken = self._service.directory / "broken"
-        if broken.exists() and account.startswith(broken.read_text()):
+        trusted = self._service.directory / "trusted"
+        if trusted.exists() and account != trusted.read_text():
             raise VerificationError(f"login of {account} with {password} refused")
         if self.refuses(credential):
             raise VerificationError(f"there is no account {account} with {password}")

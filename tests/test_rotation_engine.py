@@ -72,7 +72,7 @@ def make(tmp_path: Path, bao: Server) -> Iterator[Callable[..., World]]:
 
 
 def test_full_rotation(make: Callable[..., World]) -> None:
-    """The new credential is deployed and accepted, the old one refused, and nothing of the rotation is left in Vault."""
+    """The new credential is deployed and accepted, the old one refused, and Vault keeps nothing."""
     here = make("db")
     here.rotate("db")
     first = here.service("db").alive()

@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -57,6 +58,14 @@ def rows(pairs: list[tuple[str, str]]) -> None:
     width = max(len(name) for name, _ in pairs)
     for name, value in pairs:
         line(f"  {name:{width}}  {value}")
+
+
+def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> None:
+    """Write rows of texts below each other under a header; thousands of them in no time."""
+    texts = [[printable(text) for text in row] for row in (header, *rows)]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in texts)
+    click.echo("\n".join(lines))
 
 
 def as_json(report: dict[str, Any], *, err: bool = False) -> None:

@@ -40,7 +40,7 @@ from tapeseal.errors import (
 from tapeseal.rotation import consumers, journal
 from tapeseal.rotation.checks import make_check
 from tapeseal.rotation.claims import Claim
-from tapeseal.rotation.journal import Journal, Known, Record, utc
+from tapeseal.rotation.journal import Journal, Known, Record, Request, utc
 from tapeseal.rotation.kinds import Credential, Live, Rotation, Services, make_kind
 from tapeseal.rotation.plan import TIERS, Plan, PlannedSecret
 from tapeseal.rotation.redaction import without
@@ -118,6 +118,8 @@ class Engine:
         self.observe = observe
         self.stop = threading.Event()
         """Set it, and each rotation ends with the step that it is at, to be taken up by the next run."""
+        self.is_urgent = False
+        """Whether it is at an emergency."""
         self._begin_lock = threading.Lock()
         self._pair_locks = {name: threading.Lock() for name in plan.pairs}
         self._stack = contextlib.ExitStack()
@@ -321,16 +323,36 @@ class Engine:
         return found
 
     def _answer_requests(self) -> Iterator[Outcome]:
+        requests = self.journal.requests()
+        reasons: dict[str, list[Request]] = {}
+        for request in requests:
+            if request.action == journal.EMERGENCY and request.secret in self.plan.secrets:
+                reasons.setdefault(request.reason, []).append(request)
+        self.is_urgent = True
+        try:
+            for reason, group in reasons.items():
+                yield from self.rotate([each.secret for each in group], reason=reason)
+                self._answered(group)
+        finally:
+            self.is_urgent = False
         for request in self.journal.requests():
+            if self.stop.is_set():
+                return
             try:
-                if request.action == "rollback":
+                if request.action == journal.ROLLBACK:
                     yield self.rollback(request.secret)
                 else:
                     yield from self.rotate([request.secret], reason=request.reason)
             except (RotationError, ValueError) as error:
                 logger.error("%s", error)
                 yield Outcome(request.secret, "failed", error=str(error))
-            self.journal.answer(request)
+            self._answered([request])
+
+    def _answered(self, requests: Iterable[Request]) -> None:
+        """Take requests off the list, unless they were cut short."""
+        for each in requests:
+            if not self.stop.is_set():
+                self.journal.answer(each)
 
     def _each(
         self, names: Iterable[str], work: Callable[[PlannedSecret], Outcome]

@@ -29,6 +29,10 @@ FINISHED: Final = "finished"
 ROLLED_BACK: Final = "rolled back"
 OPEN_STATES: Final = (RUNNING, WAITING, MONITORING, ROLLING_BACK)
 
+ROTATE: Final = "rotate"
+EMERGENCY: Final = "emergency"
+ROLLBACK: Final = "rollback"
+
 _APPLICATION_ID: Final = 0x7461_726F  # "taro"
 _VERSION: Final = 1
 _SCHEMA: Final = """
@@ -128,7 +132,7 @@ class Request:
 
     id: int
     action: str
-    """"rotate", "emergency" or "rollback"."""
+    """ROTATE, EMERGENCY or ROLLBACK."""
     secret: str
     reason: str
 

@@ -122,12 +122,11 @@ _PAIR: Final[Mapping[str, Setting]] = {"members": Setting(list), "offset": Setti
 _PARTS: Final = ("options", "window", "deploy", "verify")
 
 
-def read_plan(path: StrPath, *, calendars: Calendars | None = None) -> Plan:
-    """Read a plan and check all of it.
+def read_plan(path: StrPath) -> Plan:
+    """Read a plan and check all of it but what check_windows() does.
 
     Args:
         path: a file in TOML, as docs/rotation.md has it.
-        calendars: check too that each window is open at some time, for which they are loaded.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -159,7 +158,7 @@ def read_plan(path: StrPath, *, calendars: Calendars | None = None) -> Plan:
             )
     if "metrics" in common and not _ADDRESS.fullmatch(common["metrics"]):
         problems.append(f"rotation: metrics is HOST:PORT, not {common['metrics']!r}")
-    reader = _Reader(directory, problems, calendars)
+    reader = _Reader(directory, problems)
     secrets = {
         each: reader.secret(each, table)
         for each, table in _tables(document, "secret", problems).items()
@@ -181,6 +180,32 @@ def read_plan(path: StrPath, *, calendars: Calendars | None = None) -> Plan:
         metrics=common["metrics"],
         tapes=[str(directory / Path(each).expanduser()) for each in common["tapes"]],
     )
+
+
+def check_windows(plan: Plan, calendars: Calendars) -> None:
+    """Check that each window of a plan is open at some time.
+
+    Raises:
+        ValueError: one is not, or names no market; the text names every problem and its place.
+        ModuleNotFoundError: a window names a market, and exchange_calendars is not installed.
+    """
+    now = datetime.now(UTC)
+    problems: dict[tuple[Window, timedelta], str] = {}
+    found = []
+    for secret in plan.secrets.values():
+        key = secret.window, secret.deadline
+        if key not in problems:
+            problems[key] = ""
+            try:
+                if calendars.opening(secret.window, now, secret.deadline) is None:
+                    length = duration_text(secret.deadline)
+                    problems[key] = f"it is never open for as long as the deadline, {length}"
+            except ValueError as error:
+                problems[key] = str(error)
+        if problems[key]:
+            found.append(f"secret.{secret.name}.window: {problems[key]}")
+    if found:
+        raise ValueError(f"{plan.path} is no plan:\n  " + "\n  ".join(found))
 
 
 def _table(
@@ -209,11 +234,9 @@ def _tables(
 class _Reader:
     """Reads the tables of secrets and pairs."""
 
-    def __init__(self, directory: Path, problems: list[str], calendars: Calendars | None) -> None:
+    def __init__(self, directory: Path, problems: list[str]) -> None:
         self._directory = directory
         self._problems = problems
-        self._calendars = calendars
-        self._windows: dict[tuple[Window, timedelta], str | None] = {}
 
     def secret(self, name: str, table: Mapping[str, Any]) -> PlannedSecret:
         """Read the table of a secret."""
@@ -235,7 +258,6 @@ class _Reader:
         window = read_window(
             _table(table, "window", f"{place}.", self._problems), f"{place}.window", self._problems
         )
-        self._check_window(window, found.get("deadline", PlannedSecret.deadline), f"{place}.window")
         found["schedule"] = found.get("schedule") or SCHEDULES.get(kind or "", timedelta(days=90))
         found["kind"] = kind or ""
         secret = PlannedSecret(
@@ -295,23 +317,6 @@ class _Reader:
                 part = {"type": part.get("type", REQUIRED)}
             found.append(self._settings(part, settings, where))
         return found
-
-    def _check_window(self, window: Window, length: timedelta, place: str) -> None:
-        if self._calendars is None or window.always:
-            return
-        if (window, length) not in self._windows:
-            problem = None
-            try:
-                if self._calendars.opening(window, datetime.now(UTC), length) is None:
-                    problem = (
-                        f"it is never open for as long as the deadline, {duration_text(length)}"
-                    )
-            except (ValueError, ModuleNotFoundError) as error:
-                problem = str(error)
-            self._windows[window, length] = problem
-        problem = self._windows[window, length]
-        if problem is not None:
-            self._problems.append(f"{place}: {problem}")
 
     def _make_parts(self, secret: PlannedSecret, place: str) -> None:
         """Have kind, targets and checks look at what only they can judge."""
