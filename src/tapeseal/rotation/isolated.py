@@ -5,6 +5,7 @@ standard input, and its exit code and one line on standard error say how it ende
 """
 
 import base64
+import contextlib
 import json
 import os
 import re
@@ -32,6 +33,10 @@ _EXCEPTIONS: Final = {_REFUSED: VerificationError, _LATER: ServiceUnavailableErr
 _POSTGRES_REFUSES = re.compile(
     r"(?:password|SCRAM|certificate|peer) authentication failed|role \".*\" does not exist"
     r"|is not permitted to log in|no pg_hba\.conf entry"
+)
+# The alerts of RFC 8446, 6.2, that are about a certificate.
+_TLS_REFUSES = re.compile(
+    r"ALERT_(?:\w*CERTIFICATE\w*|UNKNOWN_CA|ACCESS_DENIED|HANDSHAKE_FAILURE)$"
 )
 
 
@@ -72,7 +77,7 @@ def postgres(settings: Mapping[str, Any], credential: Mapping[str, str]) -> None
             user=credential.get("username", settings["username"]),
             password=credential["password"],
             sslmode=settings["sslmode"],
-            sslrootcert=settings["ca_file"] or "system",
+            sslrootcert=settings["ca_file"],
             connect_timeout=settings["seconds"],
             application_name="tapeseal",
         )
@@ -150,13 +155,19 @@ def tls_client(settings: Mapping[str, Any], credential: Mapping[str, str]) -> No
             socket.create_connection(address, settings["seconds"]) as plain,
             context.wrap_socket(plain, server_hostname=settings["server_name"]) as connection,
         ):
-            # In TLS 1.3 the server judges after our part of the handshake: what comes next is its alert, or its end.
-            connection.unwrap()
+            # In TLS 1.3 the server judges after our part of the handshake, so only what it says next tells. This lets it
+            # know that we have nothing to say; SSLSocket.shutdown() would end our reading too.
+            # Where it has closed the connection already, its alert is still to be read.
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(connection, socket.SHUT_WR)
+            connection.recv(1)
     except ssl.SSLError as error:
-        if "ALERT" in (error.reason or ""):
-            raise VerificationError(f"{where} says: {error.reason}") from None
-        if not isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
-            raise ServiceUnavailableError(f"{where}: {error.reason or error}") from None
+        reason = error.reason or str(error)
+        if _TLS_REFUSES.search(reason):
+            raise VerificationError(f"{where} says: {reason}") from None
+        # What is left of servers that let us in: their end, or that of a stream we cut short (decode_error).
+        if not isinstance(error, ssl.SSLEOFError) and not reason.endswith("ALERT_DECODE_ERROR"):
+            raise ServiceUnavailableError(f"{where}: {reason}") from None
     except ConnectionError as error:
         raise ServiceUnavailableError(f"{where}: {error.strerror}") from None
     except OSError as error:

@@ -39,14 +39,16 @@ class PostgresCheck:
         if settings["sslmode"] == "disable" and not _LOOPBACK.fullmatch(host):
             raise ValueError(f"sslmode is verify-full, for {host} is another machine")
         self._seconds = int(settings["timeout"].total_seconds())
-        ca_file: Path | None = settings["ca_file"]
+        ca_file: str | None = None
+        if settings["sslmode"] != "disable":
+            ca_file = str(settings["ca_file"] or "system")
         self._settings = {
             "host": host,
             "port": settings["port"],
             "database": settings["database"],
             "username": settings["username"],
             "sslmode": settings["sslmode"],
-            "ca_file": None if ca_file is None else str(ca_file),
+            "ca_file": ca_file,
             "seconds": self._seconds,
         }
 

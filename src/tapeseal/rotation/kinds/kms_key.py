@@ -25,8 +25,8 @@ class KmsKey:
     had. KMS keeps all of them for what they encrypted, so there is nothing to revoke, and nothing to go back from.
 
     "key": a key of the same kind, policy and tags is made, and the alias moved to it; its ARN is the version. The
-    revoke rewraps the `tapes`, and disables the old key, which can be enabled again: nothing is ever deleted. Who keeps other
-    ciphertexts has them encrypted anew before it acknowledges. Grants are not copied.
+    revoke rewraps the `tapes`, and disables the old key, which can be enabled again: nothing is ever deleted. Who keeps
+    other ciphertexts has them encrypted anew before it acknowledges. Grants are not copied.
     """
 
     settings: ClassVar[Mapping[str, Setting]] = {
