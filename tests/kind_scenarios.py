@@ -5,6 +5,7 @@ with make("api-key-http", directory, servers) as scenario:
     scenario.check("finished")            # the current credential is accepted, and no other is alive
 """
 
+import io
 import json
 import os
 import secrets
@@ -15,11 +16,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
+from unittest import mock
 
 import hvac
 
+import tapeseal
 from servers.bao import Server
+from servers.kms import REGION
 from support import TESTS
+from tapeseal.errors import KeyUnavailableError
+from tapeseal.keyrings.local import create_key_file
 from tapeseal.rotation import paths
 from tapeseal.rotation.engine import Engine, Outcome
 from tapeseal.rotation.journal import Journal
@@ -29,6 +35,7 @@ from tapeseal.vault import Token, VaultSession
 
 NAME = "desk"
 CONSUMER = "recorder"
+TRADES = b"trades" * 1000
 
 COMMON_POLICY = """
 path "secret/data/{prefix}/claims/desk" {{ capabilities = ["create", "read", "update"] }}
@@ -45,6 +52,18 @@ path "secret/data/{prefix}/consumers/desk/recorder" {{ capabilities = ["create",
 path "secret/data/{prefix}/desk" {{ capabilities = ["read"] }}
 path "secret/metadata/{prefix}/desk" {{ capabilities = ["read"] }}
 """
+
+
+def make_tape(path: Path, keyring: tapeseal.Keyring) -> None:
+    """Make a tape of TRADES."""
+    tapeseal.encrypt_file(io.BytesIO(TRADES), path, keyring=keyring)
+
+
+def read_tape(path: Path, keyring: tapeseal.Keyring) -> bytes:
+    """Return what is in a tape."""
+    target = io.BytesIO()
+    tapeseal.decrypt_file(path, target, keyring=keyring)
+    return target.getvalue()
 
 
 def toml(value: Any) -> str:
@@ -124,6 +143,9 @@ class Scenario:
         """Return what consumers read as the current credential."""
         found: dict[str, str] = self.kv()["data"]
         return found
+
+    def again(self) -> None:
+        """Make ready for one more rotation."""
 
     def break_check(self) -> None:
         """Let the check fail for whatever is new, and for nothing that was there before."""
@@ -771,3 +793,277 @@ class AuthorizedSshKey(_Ssh):
 
     def break_check(self) -> None:
         raise NotImplementedError
+
+
+# Keys that never leave their service
+
+
+@scenario("transit-key")
+class TransitKey(Scenario):
+    kind = "transit-key"
+    stored = False
+    policy = """
+path "{transit}/keys/desk" {{ capabilities = ["read"] }}
+path "{transit}/keys/desk/rotate" {{ capabilities = ["update"] }}
+path "{transit}/keys/desk/config" {{ capabilities = ["update"] }}
+path "{transit}/encrypt/desk" {{ capabilities = ["update"] }}
+path "{transit}/decrypt/desk" {{ capabilities = ["update"] }}
+path "{transit}/datakey/plaintext/desk" {{ capabilities = ["update"] }}
+"""
+    consumer_policy = """
+path "{transit}/keys/desk" {{ capabilities = ["read"] }}
+path "{transit}/encrypt/desk" {{ capabilities = ["update"] }}
+path "{transit}/decrypt/desk" {{ capabilities = ["update"] }}
+path "{transit}/rewrap/desk" {{ capabilities = ["update"] }}
+"""
+
+    def set_up(self, stack: ExitStack, servers: Mapping[str, Any]) -> None:
+        self.mount = f"{self.prefix}-transit"
+        self.admin.sys.enable_secrets_engine("transit", path=self.mount)
+        self.admin.adapter.post(f"/v1/{self.mount}/keys/desk", json={"derived": False})
+        self.tape = self.directory / "tapes" / "day.tape"
+        self.tape.parent.mkdir()
+        make_tape(self.tape, self.keyring())
+        self.options |= {"key": f"{self.mount}/desk", "tapes": [str(self.tape.parent)]}
+
+    def keyring(self) -> tapeseal.Keyring:
+        """Return a keyring over the key."""
+        from tapeseal.keyrings.vault_transit import VaultTransitKeyring
+
+        return VaultTransitKeyring(f"{self.mount}/desk", self.admin)
+
+    def names(self) -> dict[str, str]:
+        return {"transit": self.mount}
+
+    def begin(self) -> None:
+        pass
+
+    def accepts(self, credential: Mapping[str, str]) -> bool:
+        body = {"ciphertext": credential["ciphertext"]}
+        try:
+            self.admin.adapter.post(f"/v1/{self.mount}/decrypt/desk", json=body)
+        except hvac.exceptions.InvalidRequest as error:
+            assert "too old" in str(error)
+            return False
+        return True
+
+    def name_of(self, credential: Mapping[str, str]) -> str:
+        return credential["ciphertext"].split(":")[1]
+
+    def alive(self) -> set[str]:
+        key = self.admin.adapter.get(f"/v1/{self.mount}/keys/desk")["data"]
+        return {
+            f"v{each}" for each in range(key["min_decryption_version"], key["latest_version"] + 1)
+        }
+
+    def current(self) -> dict[str, str]:
+        answer = self.admin.adapter.post(
+            f"/v1/{self.mount}/encrypt/desk", json={"plaintext": "AAAA"}
+        )
+        return {"ciphertext": answer["data"]["ciphertext"]}
+
+    def consumer(self) -> dict[str, Any]:
+        return {"transit": self.mount}
+
+    def check(self, *, old: Mapping[str, str] | None = None) -> None:
+        super().check(old=old)
+        assert read_tape(self.tape, self.keyring()) == TRADES
+
+
+class _Kms(Scenario):
+    kind = "kms-key"
+    stored = False
+    actions: ClassVar[list[str]]
+
+    def set_up(self, stack: ExitStack, servers: Mapping[str, Any]) -> None:
+        self.kms = servers["kms"]
+        self.key = self.kms.make_key(
+            Description="the desk's", Tags=[{"TagKey": "desk", "TagValue": "eq"}]
+        )
+        self.alias = f"alias/{self.prefix}"
+        self.kms.admin.create_alias(AliasName=self.alias, TargetKeyId=self.key)
+        user = self.kms.environment(
+            {"Statement": {"Effect": "Allow", "Action": self.actions, "Resource": "*"}}
+        )
+        where = {"AWS_ENDPOINT_URL_KMS": self.kms.address, "AWS_DEFAULT_REGION": REGION}
+        stack.enter_context(mock.patch.dict(os.environ, {**user, **where}))
+        stack.enter_context(mock.patch("boto3.DEFAULT_SESSION", None))  # of another user
+        self.consumer_user = self.kms.environment(
+            {
+                "Statement": {
+                    "Effect": "Allow",
+                    "Action": [
+                        "kms:DescribeKey",
+                        "kms:ListKeyRotations",
+                        "kms:Encrypt",
+                        "kms:Decrypt",
+                    ],
+                    "Resource": "*",
+                }
+            }
+        )
+
+    def begin(self) -> None:
+        pass
+
+    def accepts(self, credential: Mapping[str, str]) -> bool:
+        try:
+            self.kms.admin.decrypt(CiphertextBlob=bytes.fromhex(credential["ciphertext"]))
+        except self.kms.admin.exceptions.DisabledException:
+            return False
+        return True
+
+    def current(self) -> dict[str, str]:
+        answer = self.kms.admin.encrypt(KeyId=self.alias, Plaintext=b"trades")
+        return {"ciphertext": answer["CiphertextBlob"].hex(), "key": answer["KeyId"]}
+
+    def name_of(self, credential: Mapping[str, str]) -> str:
+        return credential["key"]
+
+    def alive(self) -> set[str]:
+        found = set()
+        for page in self.kms.admin.get_paginator("list_keys").paginate():
+            for each in page["Keys"]:
+                metadata = self.kms.admin.describe_key(KeyId=each["KeyId"])["KeyMetadata"]
+                if metadata["Description"] == "the desk's" and metadata["Enabled"]:
+                    if metadata["Arn"] in self._ours():
+                        found.add(metadata["Arn"])
+        return found
+
+    def _ours(self) -> set[str]:
+        """Return the keys that a rotation of this scenario made, and the first one."""
+        with Journal(read_plan(self.plan_path).state) as journal:
+            record = journal.last(NAME)
+        found = {self.key}
+        for page in self.kms.admin.get_paginator("list_keys").paginate():
+            for each in page["Keys"]:
+                tags = self.kms.admin.list_resource_tags(KeyId=each["KeyId"])["Tags"]
+                if {"TagKey": "scenario", "TagValue": self.prefix} in tags:
+                    found.add(each["KeyArn"])
+        assert record is not None
+        return found
+
+    def consumer(self) -> dict[str, Any]:
+        return {
+            "alias": self.alias,
+            "aws": {
+                **self.consumer_user,
+                "AWS_ENDPOINT_URL_KMS": self.kms.address,
+                "AWS_DEFAULT_REGION": REGION,
+            },
+        }
+
+
+@scenario("kms-key-material")
+class KmsMaterial(_Kms):
+    actions: ClassVar[list[str]] = [
+        *("kms:DescribeKey", "kms:ListKeyRotations", "kms:GetKeyRotationStatus"),
+        "kms:RotateKeyOnDemand",
+    ]
+
+    def set_up(self, stack: ExitStack, servers: Mapping[str, Any]) -> None:
+        super().set_up(stack, servers)
+        self.options |= {"key": self.alias}
+
+    def alive(self) -> set[str]:
+        return {self.key}
+
+    def rotations(self) -> int:
+        """Return how often the key was rotated."""
+        return len(self.kms.admin.list_key_rotations(KeyId=self.key)["Rotations"])
+
+    def check(self, *, old: Mapping[str, str] | None = None) -> None:
+        super().check()
+        if old is not None:
+            assert self.accepts(old), "what old material encrypted must open for ever"
+
+
+@scenario("kms-key")
+class KmsKey(_Kms):
+    actions: ClassVar[list[str]] = [
+        *("kms:DescribeKey", "kms:ListKeyRotations", "kms:GetKeyRotationStatus"),
+        *("kms:ListKeys", "kms:ListAliases", "kms:ListResourceTags", "kms:GetKeyPolicy"),
+        *("kms:TagResource", "kms:CreateKey", "kms:UpdateAlias", "kms:DisableKey"),
+        *("kms:GenerateDataKey", "kms:Encrypt", "kms:Decrypt"),  # for tapes
+    ]
+
+    def set_up(self, stack: ExitStack, servers: Mapping[str, Any]) -> None:
+        super().set_up(stack, servers)
+        tags = [{"TagKey": "scenario", "TagValue": self.prefix}]
+        self.kms.admin.tag_resource(KeyId=self.key, Tags=tags)
+        self.tape = self.directory / "tapes" / "day.tape"
+        self.tape.parent.mkdir()
+        make_tape(self.tape, self.keyring())
+        self.options |= {"key": self.alias, "replace": "key", "tapes": [str(self.tape.parent)]}
+
+    def keyring(self) -> tapeseal.Keyring:
+        """Return a keyring over what is behind the alias now."""
+        from tapeseal.keyrings.aws_kms import AwsKmsKeyring
+
+        key = self.kms.admin.describe_key(KeyId=self.alias)["KeyMetadata"]["Arn"]
+        return AwsKmsKeyring(key, client=self.kms.client(user=self.kms.admin_user))
+
+    def check(self, *, old: Mapping[str, str] | None = None) -> None:
+        super().check(old=old)
+        assert read_tape(self.tape, self.keyring()) == TRADES
+
+
+# Tapes
+
+
+@scenario("tape-recipients")
+class Recipients(Scenario):
+    kind = "tape-recipients"
+    stored = False
+
+    def set_up(self, stack: ExitStack, servers: Mapping[str, Any]) -> None:
+        self.keys = []
+        for name in ("a", "b"):
+            path = str(self.directory / f"{name}.key")
+            create_key_file(path)
+            self.keys.append(f"local:{path}")
+        self.tapes = [self.directory / "tapes" / f"{number}.tape" for number in range(3)]
+        self.tapes[0].parent.mkdir()
+        for tape in self.tapes:
+            make_tape(tape, tapeseal.keyring(self.keys[0]))
+        self.options |= {
+            "tapes": [str(self.tapes[0].parent)],
+            "opens": [self.keys[0]],
+            "recipients": [self.keys[1]],
+        }
+
+    def begin(self) -> None:
+        pass
+
+    def opens(self, uri: str) -> bool:
+        """Whether a keyring opens all tapes."""
+        try:
+            for tape in self.tapes:
+                assert read_tape(tape, tapeseal.keyring(uri)) == TRADES
+        except KeyUnavailableError:
+            return False
+        return True
+
+    def accepts(self, credential: Mapping[str, str]) -> bool:
+        return self.opens(credential["keyring"])
+
+    def name_of(self, credential: Mapping[str, str]) -> str:
+        return credential["keyring"]
+
+    def alive(self) -> set[str]:
+        return {uri for uri in self.keys if self.opens(uri)}
+
+    def current(self) -> dict[str, str]:
+        # While both open them, the new one.
+        order = [*self.options["recipients"], *self.options["opens"]]
+        return {"keyring": next(uri for uri in order if self.opens(uri))}
+
+    def again(self) -> None:
+        self.options["opens"], self.options["recipients"] = (
+            self.options["recipients"],
+            self.options["opens"],
+        )
+        self.write_plan()
+
+    def consumer(self) -> dict[str, Any]:
+        return {"tapes": [str(each) for each in self.tapes], "keys": self.keys}

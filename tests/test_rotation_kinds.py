@@ -16,8 +16,8 @@ def scenario(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Scenari
     """A scenario with its first credential; the parameter is its name."""
     servers: dict[str, Any] = {}
     name = request.param
-    for needed in ("postgres",):
-        if name.startswith("database"):
+    for prefix, needed in (("database", "postgres"), ("kms", "kms")):
+        if name.startswith(prefix):
             servers[needed] = request.getfixturevalue(needed)
     with make(name, tmp_path, request.getfixturevalue("bao"), **servers) as made:
         yield made
@@ -39,4 +39,4 @@ def test_rotation(scenario: Scenario) -> None:
     scenario.acknowledge()
     assert "finished" == scenario.finish()
     scenario.check(old=old)
-    assert new == scenario.current() != old
+    assert scenario.name_of(new) == scenario.name_of(scenario.current())
