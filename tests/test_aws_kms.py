@@ -9,15 +9,14 @@ import os
 import pickle
 import re
 import socket
-import threading
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 import tapeseal
 import tapeseal.kms as kms_module
+from servers.answers import Answers
 from servers.certs import Authority
 from servers.kms import ACCOUNT, REGION, kms_server
 from support import TICK, child, leaks, ticks
@@ -714,44 +713,10 @@ def test_nothing_answers(kms, ring, key):
         kms.resume()
 
 
-class Answers:
-    """A server on loopback that answers every request with the same bytes."""
-
-    def __init__(self):
-        answers = self
-        self.answer = b""
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                self.rfile.read(int(self.headers["Content-Length"]))
-                self.wfile.write(answers.answer)
-                self.close_connection = True
-
-            def log_message(self, *_):
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"http://127.0.0.1:{self.server.server_port}"
-        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
-        self.thread.start()
-
-    def set(self, body, status=200, size=None, kind="application/x-amz-json-1.1", headers=""):
-        body = body if isinstance(body, bytes) else json.dumps(body).encode()
-        size = len(body) if size is None else size
-        head = f"HTTP/1.1 {status} X\r\nContent-Type: {kind}\r\n{headers}Content-Length: {size}"
-        self.answer = head.encode() + b"\r\n\r\n" + body
-
-    def close(self):
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
-
-
 @pytest.fixture(scope="module")
 def answers():
-    server = Answers()
-    yield server
-    server.close()
+    with Answers() as server:
+        yield server
 
 
 ARN = f"arn:aws:kms:{REGION}:{ACCOUNT}:key/1234abcd-12ab-34cd-56ef-1234567890ab"

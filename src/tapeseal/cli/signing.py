@@ -1,15 +1,9 @@
 """tapeseal sign, verify-signature."""
 
-import errno
-import os
-import sys
-from pathlib import Path
-
 import click
 
 from tapeseal import signing
-from tapeseal.cli import failures, options, output
-from tapeseal.files import new_file, pwrite_all, sync_directory
+from tapeseal.cli import data, failures, options, output
 from tapeseal.signing import statement as statements
 
 _MAX_PUBLIC_KEY = 1 << 16
@@ -53,19 +47,12 @@ def sign(files: tuple[str, ...], key: str, out: str, unsealed: bool, as_json: bo
 
     docs/signing.md has the format, and how to check it with openssl and sha256sum alone.
     """
-    if out != "-" and os.path.lexists(out):
-        raise FileExistsError(errno.EEXIST, "the file exists", out)
+    data.check_new(out)
     signer = signing.signer(key)
     with output.Progress("hashing", enabled=not as_json) as bar:
         raw = signing.sign_statement(files, signer, unsealed=unsealed, progress=bar)
     made = signing.open_statement(raw, signer.public_key())
-    if out == "-":
-        sys.stdout.buffer.write(raw)
-    else:
-        with new_file(out, 0o666, replace=False) as fd:
-            pwrite_all(fd, raw, 0)
-            os.fsync(fd)
-        sync_directory(out)
+    data.write(out, raw)
     to_stderr = out == "-"
     if as_json:
         output.as_json({"statement": out, **_summary(made)}, err=to_stderr)
@@ -98,8 +85,8 @@ def verify_signature(
     Everything that is not is named: tapes that were changed, cut, renamed, are missing or were added. Exit code 1 where
     there is any. A tape that was signed open may have grown since. FILE as for `tapeseal sign`.
     """
-    pem = _read(public_key, _MAX_PUBLIC_KEY, "a public key")
-    raw = _read(statement, statements.MAX_STATEMENT_SIZE, "a statement")
+    pem = data.read(public_key, _MAX_PUBLIC_KEY)
+    raw = data.read(statement, statements.MAX_STATEMENT_SIZE)
     with output.Progress("hashing", enabled=not as_json) as bar:
         found = signing.verify_statement(raw, files, pem, partial=partial, progress=bar)
     for each in found.findings:
@@ -129,15 +116,6 @@ def verify_signature(
         failures.say(f"{statement}: {output.counted(wrong, 'problems')}", "error")
         return failures.DAMAGED
     return failures.OK
-
-
-def _read(path: str, limit: int, what: str) -> bytes:
-    """Read a small file, of which no more than the limit gets into memory."""
-    with Path(path).open("rb") as file:
-        raw = file.read(limit + 1)
-    if len(raw) > limit:
-        raise ValueError(f"{path}: {what} has {limit:,} bytes at most")
-    return raw
 
 
 def _summary(made: signing.Statement) -> dict[str, object]:

@@ -116,6 +116,9 @@ class KmsSigner:
     def __repr__(self) -> str:
         return f"<KmsSigner {self.key}>"
 
+    def __reduce__(self) -> str:
+        raise TypeError("a KmsSigner is neither pickled nor copied")
+
 
 class TransitSigner:
     """Signs with a key of a Transit engine: ECDSA on P-256 and P-384, Ed25519, RSA-PSS.
@@ -181,6 +184,9 @@ class TransitSigner:
 
     def __repr__(self) -> str:
         return f"<TransitSigner {self.key}>"
+
+    def __reduce__(self) -> str:
+        raise TypeError("a TransitSigner is neither pickled nor copied")
 
 
 def _check_own(

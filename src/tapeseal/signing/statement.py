@@ -160,7 +160,7 @@ def sign_statement(
     bar = None if progress is None else lambda done: progress(min(done, total), total)
     tapes: list[SignedTape] = []
     with (
-        audit.operation("statement.sign", signer.key, tapes=len(named)),
+        audit.operation("statement.sign", signer.key, tapes=len(named)) as entry,
         contextlib.ExitStack() as stack,
     ):
 
@@ -196,7 +196,9 @@ def sign_statement(
         check_signature(
             signer.public_key(), signer.algorithm, PREFIX + text, base64.b64decode(signature)
         )
-    return b"%b\n%b\n" % (text, signature)
+        made = b"%b\n%b\n" % (text, signature)
+        entry.details["sha256"] = hashlib.sha256(made).hexdigest()
+    return made
 
 
 def _named(paths: Iterable[StrPath]) -> list[tuple[str, str]]:
@@ -428,7 +430,7 @@ def _parse(text: bytes) -> Statement:
             parse_constant=_no_float,
         )
         members = _object(document, "type", "version", "created", "signer", "tapes")
-        if members["type"] != _TYPE or members["version"] != _VERSION:
+        if members["type"] != _TYPE or _number(members["version"]) != _VERSION:
             raise ValueError("it is of another type or version")
         signer = _object(members["signer"], "key", "algorithm", "public_key")
         tapes = members["tapes"]

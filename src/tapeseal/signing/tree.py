@@ -70,7 +70,8 @@ def hash_trees(
                         break
                     trees = [[pool.submit(_leaves, run) for run in _runs(part)] for part in item[1]]
                     running.append((item[0], trees))
-                    waiting += sum(map(len, trees))
+                    # One without parts counts too, for it may hold a file open.
+                    waiting += max(1, sum(map(len, trees)))
                 if not running:
                     return
                 found: list[bytes] | Exception
@@ -88,7 +89,7 @@ def hash_trees(
                 except (TapeChangedError, OSError) as error:
                     found = error.with_traceback(None)
                 payload, trees = running.popleft()
-                waiting -= sum(map(len, trees))
+                waiting -= max(1, sum(map(len, trees)))
                 yield payload, found
         finally:
             for _, trees in running:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar
 
 from hvac.exceptions import InvalidPath, InvalidRequest, VaultError
 
@@ -156,6 +156,22 @@ class Signature(NamedTuple):
 
     signature: bytes
     version: int
+
+    def __str__(self) -> str:
+        """Return it as the engine writes it: "vault:v1:…"."""
+        return f"vault:v{self.version}:{base64.b64encode(self.signature).decode()}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return what the engine writes as "vault:v1:…".
+
+        Raises:
+            ValueError: it is no such text.
+        """
+        version = version_of(text)
+        if not version:
+            raise ValueError("a signature of Transit is written vault:vN:…")
+        return cls(base64.b64decode(text.rpartition(":")[2]), version)
 
 
 class Transit:
@@ -333,7 +349,7 @@ class Transit:
                 _Item(
                     {
                         "input": _to_sign(message, algorithm),
-                        "signature": f"vault:v{each.version}:{base64.b64encode(each.signature).decode()}",
+                        "signature": str(each),
                     },
                     _SIGNATURE_SIZE,
                 )
@@ -418,7 +434,7 @@ class Transit:
         with audit.operation("transit.read_key", self._label(name)):
             return self._read(name)
 
-    def keys(self) -> list[str]:
+    def key_names(self) -> list[str]:
         """Return the names of all keys."""
         label = f"{self.mount}/keys"
         try:
@@ -793,8 +809,7 @@ def _to_sign(message: bytes, algorithm: str) -> str:
 
 
 def _signature(result: Mapping[str, Any]) -> Signature:
-    text = _versioned(result, "signature")
-    return Signature(base64.b64decode(text.rpartition(":")[2]), version_of(text))
+    return Signature.parse(_versioned(result, "signature"))
 
 
 def _parse_key(data: Mapping[str, Any], name: str, label: str) -> TransitKey:
