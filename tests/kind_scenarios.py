@@ -878,7 +878,9 @@ class _Kms(Scenario):
     def set_up(self, stack: ExitStack, servers: Mapping[str, Any]) -> None:
         self.kms = servers["kms"]
         self.key = self.kms.make_key(
-            Description="the desk's", Tags=[{"TagKey": "desk", "TagValue": "eq"}]
+            KeyUsage="ENCRYPT_DECRYPT",
+            Description="the desk's",
+            Tags=[{"TagKey": "desk", "TagValue": "eq"}],
         )
         self.alias = f"alias/{self.prefix}"
         self.kms.admin.create_alias(AliasName=self.alias, TargetKeyId=self.key)

@@ -759,6 +759,8 @@ class Kms:
         """
         with audit.operation("kms.create_key", key) as entry:
             like = self.describe(key)
+            if not like.specification or not like.usage:
+                raise self._connection.not_whole(key, "KeyUsage")
             policy, _ = self._call("GetKeyPolicy", like.key, {"PolicyName": "default"})
             if not isinstance(policy.get("Policy"), str):
                 raise self._connection.not_whole(key, "Policy")
