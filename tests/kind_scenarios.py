@@ -244,6 +244,38 @@ class Scenario:
             path = f"secret/{self.prefix}/consumers/{NAME}/{CONSUMER}"
             paths.write(session, path, {"version": str(record.facts.get("version"))}, after=None)
 
+    @contextmanager
+    def client(self) -> Iterator[dict[str, Any]]:
+        """Run the consumer's program; at the end, what it has seen is in what this yields."""
+        specification = {
+            "name": next(name for name, each in SCENARIOS.items() if each is type(self)),
+            "kind": self.kind,
+            "address": self.server.address,
+            "vault_ca_file": self.server.ca_file,
+            "token": self.consumer_token,
+            "path": f"secret/{self.prefix}/desk",
+            "secret": NAME,
+            "consumer": CONSUMER,
+            "consumers": f"secret/{self.prefix}/consumers",
+            "logins_per_second": self.logins_per_second,
+            "retries": self.retries,
+            **self.consumer(),
+        }
+        command = [sys.executable, str(TESTS / "kind_consumer.py"), json.dumps(specification)]
+        path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(TESTS)]))
+        seen: dict[str, Any] = {}
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}
+        ) as process:
+            assert process.stdout is not None
+            try:
+                assert "ready\n" == process.stdout.readline()
+                yield seen
+                process.terminate()
+                seen |= json.loads(process.stdout.read())
+            finally:
+                process.kill()
+
     def check(self, *, old: Mapping[str, str] | None = None) -> None:
         """Fail unless the current credential is accepted, `old` is not, nothing else is alive, and no claim is left."""
         current = self.current()

@@ -1,5 +1,6 @@
 """Every kind of secret, rotated by the engine with the policies of docs/rotation-kinds.md."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,3 +41,24 @@ def test_rotation(scenario: Scenario) -> None:
     assert "finished" == scenario.finish()
     scenario.check(old=old)
     assert scenario.name_of(new) == scenario.name_of(scenario.current())
+
+
+@pytest.mark.slow
+@every
+def test_consumer_is_never_refused(scenario: Scenario) -> None:
+    """A consumer that logs in all the time sees two rotations and no failure, and the old credentials are dead."""
+    with scenario.client() as seen:
+        old = []
+        for _ in range(2):
+            time.sleep(1)
+            old.append(scenario.current())
+            scenario.again()
+            scenario.rotate()
+            assert "finished" == scenario.finish()
+        time.sleep(1)
+    assert [] == seen["failures"]
+    assert len(seen["versions"]) >= 3
+    assert scenario.retries > 0 or seen["retries"] == 0
+    for each in old:
+        scenario.check(old=each)
+    print(f"{seen['logins'] / seen['seconds']:.1f} logins a second, {seen['retries']} repeated")
