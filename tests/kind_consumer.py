@@ -363,7 +363,7 @@ def main() -> None:
                     seen["failures"].append([version, str(error)])
                 break
             seen["logins"] += 1
-            if version not in seen["versions"]:
+            if [version] != seen["versions"][-1:]:
                 consumer.adopt(credential)
                 acknowledge(
                     consumer.vault,
