@@ -276,7 +276,9 @@ class KmsKey(Consumer):
 
 
 class TapeRecipients(Consumer):
-    """Has both key files, and reads with the one that the tapes are wrapped for first."""
+    """Has both key files. Where both open the tapes it goes over to the other one."""
+
+    _key = ""
 
     def version(self) -> str:
         from tapeseal.rotation.kinds.tape_recipients import version_of
@@ -288,7 +290,6 @@ class TapeRecipients(Consumer):
         from tapeseal.errors import KeyUnavailableError
 
         version = self.version()
-        # The last one that opens them: on the way from the first to the second both do.
         usable = []
         for uri in self.specification["keys"]:
             try:
@@ -297,7 +298,8 @@ class TapeRecipients(Consumer):
             except KeyUnavailableError:
                 continue
             usable.append(uri)
-        return version, {"keyring": usable[-1]}
+        self._key = next((uri for uri in usable if uri != self._key), usable[0])
+        return version, {"keyring": self._key}
 
     def log_in(self, credential: dict[str, Any]) -> None:
         import tapeseal
