@@ -1,4 +1,4 @@
-"""The administrator's command of an exchange: exchange_admin.py FILE create|list|revoke, as the kind "api-key" runs it."""
+"""The administrator's command of an exchange, run by a rotation: exchange_admin.py FILE create|list|revoke"""
 
 import json
 import os

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 from unittest import mock
@@ -197,9 +197,13 @@ class Scenario:
             address or self.server.address, login=Token(self.token), ca_file=self.server.ca_file
         )
         plan = read_plan(self.plan_path)
-        with session, Journal(plan.state) as journal, PlanServices(session) as services:
-            with Engine(plan, journal, services) as engine:
-                yield engine
+        with (
+            session,
+            Journal(plan.state) as journal,
+            PlanServices(session) as services,
+            Engine(plan, journal, services) as engine,
+        ):
+            yield engine
 
     def rotate(self, address: str | None = None) -> Outcome:
         """Rotate, or go on, in this process."""
@@ -709,12 +713,6 @@ path "{pki}/certs/+" {{ capabilities = ["list"] }}
     def consumer(self) -> dict[str, Any]:
         return {"port": self.gate.port, "ca_file": self.gate.ca_file}
 
-    def break_check(self) -> None:
-        self.gate.only = {self.name_of(self.current())}
-
-    def mend_check(self) -> None:
-        self.gate.only = None
-
 
 # SSH keys
 
@@ -875,7 +873,8 @@ path "{transit}/rewrap/desk" {{ capabilities = ["update"] }}
         try:
             self.admin.adapter.post(f"/v1/{self.mount}/decrypt/desk", json=body)
         except hvac.exceptions.InvalidRequest as error:
-            assert "too old" in str(error)
+            if "too old" not in str(error):
+                raise
             return False
         return True
 
@@ -959,22 +958,18 @@ class _Kms(Scenario):
         for page in self.kms.admin.get_paginator("list_keys").paginate():
             for each in page["Keys"]:
                 metadata = self.kms.admin.describe_key(KeyId=each["KeyId"])["KeyMetadata"]
-                if metadata["Description"] == "the desk's" and metadata["Enabled"]:
-                    if metadata["Arn"] in self._ours():
-                        found.add(metadata["Arn"])
+                if metadata["Enabled"] and metadata["Arn"] in self._ours():
+                    found.add(metadata["Arn"])
         return found
 
     def _ours(self) -> set[str]:
-        """Return the keys that a rotation of this scenario made, and the first one."""
-        with Journal(read_plan(self.plan_path).state) as journal:
-            record = journal.last(NAME)
+        """Return the first key, and those that rotations made like it."""
         found = {self.key}
         for page in self.kms.admin.get_paginator("list_keys").paginate():
             for each in page["Keys"]:
                 tags = self.kms.admin.list_resource_tags(KeyId=each["KeyId"])["Tags"]
                 if {"TagKey": "scenario", "TagValue": self.prefix} in tags:
                     found.add(each["KeyArn"])
-        assert record is not None
         return found
 
     def consumer(self) -> dict[str, Any]:
@@ -1048,7 +1043,6 @@ class KmsKey(_Kms):
 @scenario("tape-recipients")
 class Recipients(Scenario):
     kind = "tape-recipients"
-    stored = False
 
     def set_up(self, stack: ExitStack, servers: Mapping[str, Any]) -> None:
         self.keys = []

@@ -1,13 +1,14 @@
 """Kills a run of the engine at each point in turn, and has the next run end what it left.
 
-Run: python rotation_crash.py ADDRESS TOKEN DIRECTORY SCENARIO
+Run: python rotation_crash.py ADDRESS TOKEN DIRECTORY SCENARIO STRIDE
 
 Each run is a process forked from this one, which has loaded everything and has no threads. The first is ended by
-SIGKILL at its N-th point: before and after each write of the journal, and after the service made something. A line of JSON says
-of each N where that was and what is there after the next run.
+SIGKILL at its N-th point: before and after each write of the journal, and after the service made something. A line of
+JSON says of each N, in strides, where that was and what is there after the next runs.
 """
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -25,7 +26,7 @@ from tapeseal.rotation.plan import Plan, read_plan
 from tapeseal.rotation.services import PlanServices
 from tapeseal.vault import Token, VaultSession
 
-address, token, directory, scenario = sys.argv[1:]
+address, token, directory, scenario, stride = sys.argv[1:]
 world.register()
 
 
@@ -100,48 +101,49 @@ def state(plan: Plan, name: str, service: Service) -> dict[str, Any]:
         }
 
 
-def main() -> None:
-    """Go through the points until a run comes to its end."""
-    number = 0
-    while True:
-        number += 1
-        home = Path(directory) / f"{scenario}-{number}"
-        home.mkdir()
-        more = 'consumers = ["recorder"]' if scenario == "consumer" else ""
-        plan = read_plan(write_plan(home / "rotation.toml", "db", more=more))
-        service, place = Service(home / "db"), home / "point"
+def one(number: int) -> bool:
+    """Kill a run at its N-th point, and report what the next runs make of it; return whether it came to its end."""
+    home = Path(directory) / f"{scenario}-{number}"
+    home.mkdir()
+    more = 'consumers = ["recorder"]' if scenario == "consumer" else ""
+    plan = read_plan(write_plan(home / "rotation.toml", "db", more=more))
+    service, place = Service(home / "db"), home / "point"
+    for _ in range(2):
         assert forked(lambda: run(plan, "db", "rotate", True)) == 0
-        if scenario == "consumer":
-            assert forked(lambda: run(plan, "db", "due")) == 0
-        first = service.alive()
-        if scenario == "failure":
-            # The first account is accepted, and no other.
-            (service.directory / "trusted").write_text(first[0])
+    first = service.alive()
+    if scenario == "failure":
+        service.trouble("trusted", first[0])
 
-        def killed(number: int = number, place: Path = place, plan: Plan = plan) -> None:
-            kill_at(number, place)
+    def killed() -> None:
+        kill_at(number, place)
+        for _ in range(2 if scenario == "consumer" else 1):
             run(plan, "db", "rotate", True)
 
-        status = forked(killed)
-        whole = not os.WIFSIGNALED(status)
-        assert whole or os.WTERMSIG(status) == signal.SIGKILL
-        if scenario == "rollback" and not whole:
-            with Journal(plan.state) as opened:
-                record = opened.last("db")
-                back = (
-                    record is not None and record.open and "revoke" not in opened.begun(record.id)
-                )
-            if back:
-                assert forked(lambda: run(plan, "db", "rollback")) == 0
-        for _ in range(3):
-            # Again, for consumers have something to say in between.
-            assert forked(lambda: run(plan, "db", "due", True)) == 0
-        found = state(plan, "db", service)
-        found["first"] = first
-        found["point"] = place.read_text() if place.exists() else ""
-        print(json.dumps(found))
-        if whole:
-            break
+    status = forked(killed)
+    whole = not os.WIFSIGNALED(status)
+    assert whole or os.WTERMSIG(status) == signal.SIGKILL
+    if scenario == "rollback" and not whole:
+        with Journal(plan.state) as opened:
+            record = opened.last("db")
+            back = record is not None and record.open and "revoke" not in opened.begun(record.id)
+        if back:
+            assert forked(lambda: run(plan, "db", "rollback")) == 0
+    for _ in range(3):
+        # Again, for consumers have something to say in between.
+        assert forked(lambda: run(plan, "db", "due", True)) == 0
+    found = state(plan, "db", service)
+    found["first"] = first
+    found["point"] = place.read_text() if place.exists() else ""
+    print(json.dumps(found), flush=True)
+    return whole
+
+
+def main() -> None:
+    """Go through the points until a run comes to its end."""
+    logging.disable()
+    number = 1
+    while not one(number):
+        number += int(stride)
 
 
 if __name__ == "__main__":

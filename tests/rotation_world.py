@@ -3,11 +3,10 @@
 It stands for a service that takes two credentials at once. Each account is a file named after the rotation that made it
 and holding the password; what is there, is alive. `log` has a line for each account ever made. Files in the service's
 directory make trouble: `down`, it is out of service; `trusted`, it accepts the account named there alone; `undead`, it
-accepts what was ended; `revoke-fails`.
+accepts what was ended; `revoke-fails`; `old-lost`, the old password is not to be had.
 """
 
 import contextlib
-import os
 import secrets
 from collections.abc import Mapping
 from datetime import datetime
@@ -61,6 +60,14 @@ class Service:
         path = self.directory / "deployed"
         return path.read_text() if path.exists() else ""
 
+    def trouble(self, name: str, text: str = "") -> None:
+        """Make trouble, see the module."""
+        (self.directory / name).write_text(text)
+
+    def mend(self, name: str) -> None:
+        """End a trouble."""
+        (self.directory / name).unlink()
+
     def made(self) -> list[str]:
         """Return the rotations of all accounts that were ever made."""
         path = self.directory / "log"
@@ -106,6 +113,8 @@ class Accounts:
         rotation.facts["version"] = str(before + 1)
 
     def old(self, rotation: Rotation) -> Credential:
+        if (_service(rotation.secret).directory / "old-lost").exists():
+            return {}
         return _read(rotation, rotation.facts["old_version"]) or {}
 
     def discard(self, rotation: Rotation) -> None:
@@ -233,7 +242,15 @@ type = "accounts"
 
 
 def write_plan(path: Path, *names: str, more: str = "", common: str = "", tail: str = "") -> Path:
-    """Write a plan of accounts, each with a service of its own beside it and a path of its own in KV."""
+    """Write a plan of accounts, each with a service of its own beside it and a path of its own in KV.
+
+    Args:
+        path: of the plan.
+        names: of the secrets.
+        more: settings of each of them.
+        common: settings of the table rotation.
+        tail: further tables.
+    """
     prefix = secrets.token_hex(4)
     text = f'[rotation]\nstaging = "secret/{prefix}-staging"\nconsumers = "secret/{prefix}-consumers"\n{common}\n'
     for name in names:
@@ -241,5 +258,4 @@ def write_plan(path: Path, *names: str, more: str = "", common: str = "", tail: 
             name=name, service=path.parent / name, path=f"secret/{prefix}/{name}", more=more
         )
     path.write_text(text + tail)
-    os.chmod(path, 0o644)
     return path

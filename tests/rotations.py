@@ -50,7 +50,7 @@ def check(type: str, **settings: Any) -> Check:
     return make_check({**filled(settings, declared), "type": type}, planned("exec", **NOTHING))
 
 
-NOTHING = {"generate": ["true"], "discard": ["true"], "revoke": ["true"]}
+NOTHING = {"live": ["true"], "generate": ["true"], "discard": ["true"], "revoke": ["true"]}
 
 
 class TestServices:

@@ -21,15 +21,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import tapeseal
 from servers.certs import Authority
+from support import leaks
 from tapeseal._core import SecretBuffer
 from tapeseal.errors import ServiceUnavailableError
 from tapeseal.transport import PLACEHOLDER, PLACEHOLDER_TEXT, Exchange, wire
-from tapeseal.transport.scanner import redact
+from tapeseal.transport.scanner import in_string, redact
 
 boto3 = pytest.importorskip("boto3")
 hvac = pytest.importorskip("hvac")
@@ -992,7 +993,7 @@ def test_exchange_wipes_what_was_not_taken(service: Service, kms_of: Any) -> Non
     with secret(KEY) as plaintext:
         with Exchange(send=plaintext) as exchange:
             kms_of.encrypt(KeyId=KEY_ARN, Plaintext=PLACEHOLDER)
-            held = exchange._received["Plaintext"]
+            held = exchange._received[("Plaintext",)]
             assert not held.closed
         assert held.closed
         assert not plaintext.closed
@@ -1053,14 +1054,14 @@ def redacted(text: bytes) -> tuple[bytes, bytes | None]:
     """Return what redact() leaves of a text, and its secret."""
     buffer = bytearray(text)
     with memoryview(buffer) as view:
-        left, field = redact(view, 0, len(text))
-    return left, None if field is None else bytes(buffer[field.start : field.stop])
+        left, fields = redact(view, 0, len(text))
+    return left, bytes(buffer[fields[0].start : fields[0].stop]) if fields else None
 
 
 @settings(max_examples=50)
 @given(
     st.dictionaries(st.text().filter(lambda name: not name.casefold().endswith("plaintext")), JSON),
-    st.binary(),
+    st.binary(min_size=1),
     st.booleans(),
     st.booleans(),
 )
@@ -1098,7 +1099,8 @@ def test_scanner_finds_the_secret(
         (r"ab\/cd", b"ab/cd"),
         (r"\u002b\u002F\u003d", b"+/="),
         (r"\u0041\u0042AB\/", b"ABAB/"),
-        (r"\u20ac", b"\xff"),
+        (r"\u20ac", "€".encode()),
+        (r"\ud83d\ude00\u00e9", "😀é".encode()),
         (r"\x", b"\\x"),
         (r"a\"b", b'a"b'),
         (r"\\\\", b"\\\\"),
@@ -1109,6 +1111,148 @@ def test_escapes_in_a_secret(written: str, meant: bytes) -> None:
     assert (
         meant == redacted(f'{{"plaintext": "{written}", "b": 1}}'.encode())[1] or written == r"\x"
     )
+
+
+def taken(text: str | bytes, *patterns: str) -> tuple[Any, dict[str, str]]:
+    """Return the document that redact() leaves of a text, and the secrets at some places by those."""
+    buffer = bytearray(text if isinstance(text, bytes) else text.encode())
+    with memoryview(buffer) as view:
+        left, fields = redact(view, 0, len(buffer), [tuple(each.split(".")) for each in patterns])
+    return json.loads(left), {
+        ".".join(map(str, each.place)): buffer[each.start : each.stop].decode() for each in fields
+    }
+
+
+@settings(max_examples=100)
+@given(st.dictionaries(st.text(min_size=1), JSON, min_size=1), JSON, st.booleans())
+def test_scanner_takes_what_stands_at_a_place(
+    held: dict[str, Any], around: Any, ascii_only: bool
+) -> None:
+    """Members at a place are taken, strings as their text and others as they are written; all else stays."""
+
+    def is_text(value: Any) -> bool:
+        return isinstance(value, str) and value != ""
+
+    def meant(value: Any) -> str:
+        return value if is_text(value) else json.dumps(value, ensure_ascii=ascii_only)
+
+    document = {"before": around, "data": {"data": held, "x": around}, "after": around}
+    text = json.dumps(document, ensure_ascii=ascii_only)
+    assume("plaintext" not in text.casefold())
+    assume(not any(0xD800 <= ord(each) < 0xE000 for each in json.loads(text).__repr__()))
+    assume(r"\ud" not in text.lower())
+    left, found = taken(text, "data.data.*")
+    stay = (None, "")
+    assert {
+        f"data.data.{name}": meant(each) for name, each in held.items() if each not in stay
+    } == (found)
+    blank = {name: each if each in stay else PLACEHOLDER_TEXT for name, each in held.items()}
+    assert {**document, "data": {"data": blank, "x": around}} == left
+
+
+@pytest.mark.parametrize(
+    ("text", "pattern", "found"),
+    [
+        ('{"auth": {"client_token": "s.1"}}', "auth.client_token", {"auth.client_token": "s.1"}),
+        ('{"data": {"password": "p", "username": "u"}}', "data.password", {"data.password": "p"}),
+        ('{"data": {"keys": ["a", "b"]}}', "data.keys.*", {"data.keys.0": "a", "data.keys.1": "b"}),
+        ('{"d": [{"p": "a"}, {}, {"p": "b"}]}', "d.*.p", {"d.0.p": "a", "d.2.p": "b"}),
+        ('{"data": {"data": {"a": {"b": ["\\n", "]"]}}}}', "data.data.*", {"data.data.a": '{"b": ["\\n", "]"]}'}),
+        ('{"data": {"data": {"pin": 1234}}}', "data.data.*", {"data.data.pin": "1234"}),
+        ('{"data": {"data": {"on": true}}}', "data.data.*", {"data.data.on": "true"}),
+        ('{"data": null}', "data.data.*", {}),
+        ('{"data": {"data": null}}', "data.data.*", {}),
+        ('{"data": {"data": "x"}}', "data.data.*", {}),
+        ('{"data": [[{"k": "v"}]]}', "data.*.*.k", {"data.0.0.k": "v"}),
+        ('{"password": "o", "data": {"password": "p"}}', "data.password", {"data.password": "p"}),
+    ],
+)  # fmt: skip
+def test_places(text: str, pattern: str, found: dict[str, str]) -> None:
+    """A pattern means one depth, and * any one member or element."""
+    assert found == taken(text, pattern)[1]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"data": {"data": {"k": "a", "k": "b"}}}',
+        '{"data": {"data": {"k": "\\ud800"}}}',
+        '{"data": {"data": {"k": "\\ud800\\u0041"}}}',
+        '{"data": {"data": {"k": [1, 2}}}}',
+        '{"data": {"data": {"k": "a"',
+        '{"data": {"data": {"k": {"a": 1}',
+        '{"data": {"data": {"k": "a"}}]',
+        '{"data": {"data": {"k" "a"}}}',
+        '{"data": {"data": {"k": "a"}}} {}',
+        '[{"data": 1}]',
+        '"data"',
+        "",
+        '{"x": ' * 70 + "1" + "}" * 70,
+        b'{"data": {"data": {"k\xff": "a"}}}',
+    ],
+)
+def test_hostile_texts_are_refused(text: str | bytes) -> None:
+    """What is no JSON, repeats a member, nests too deep or is no Unicode is refused, and no secret is in the error."""
+    with pytest.raises(ValueError) as caught:
+        taken(text, "data.data.*")
+    assert "ud800" not in str(caught.value)
+
+
+@settings(max_examples=100)
+@given(
+    st.text(min_size=1).filter(lambda text: not any(0xD800 <= ord(each) < 0xE000 for each in text))
+)
+def test_a_secret_is_sent_as_json_has_it(text: str) -> None:
+    """Any text in Unicode arrives as it was."""
+    written = in_string(secret(text.encode()))
+    assert text == json.loads(b'"%b"' % content(written))
+
+
+@pytest.mark.parametrize(
+    "text", [b"\xff", b"a\xc0\xaf", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xe2\x82"]
+)
+def test_a_secret_that_is_no_text_is_not_sent(text: bytes) -> None:
+    """A server would put something else in its place, and say nothing."""
+    with pytest.raises(ValueError, match="UTF-8"):
+        in_string(secret(text))
+
+
+def test_secrets_stand_in_and_are_blanked(service: Service, vault_of: Any) -> None:
+    """Several secrets of one request arrive; an error that repeats one of them shows none."""
+    texts = ['pass"word\n<a>', "x" * 50, "€"]
+    said = json.dumps(f"bad {texts[0]} or {texts[1]}: {texts[2]}, sorry", ensure_ascii=False)
+    # As Go writes them.
+    said = said.replace("<", "\\u003c").replace(">", "\\u003e")
+    service.answers = [answer(f'{{"errors": [{said}]}}', "400 Bad")]
+    with Exchange(secret=[]) as exchange:
+        names = [exchange.stand_in(secret(each.encode())) for each in texts]
+        with pytest.raises(hvac.exceptions.InvalidRequest, match="sorry") as caught:
+            vault_of.adapter.post("/v1/x", json={"a": names[0], "b": [names[1], {"c": names[2]}]})
+    sent = json.loads(service.requests[-1][1])
+    assert {"a": texts[0], "b": [texts[1], {"c": texts[2]}]} == sent
+    assert set() == leaks(caught.value, ["pass", *texts])
+
+
+def test_a_stand_in_that_was_not_sent_is_told(vault_of: Any) -> None:
+    """A secret that went nowhere is an error of the caller's."""
+    with pytest.raises(RuntimeError, match="never sent"), Exchange() as exchange:
+        exchange.stand_in(secret(KEY))
+
+
+def test_large_answers_where_they_are_asked_for(service: Service, vault_of: Any) -> None:
+    """An answer grows up to the limit of its Exchange, and no further."""
+    body = json.dumps({"data": {"data": {"k": "x" * 300_000}}})
+    for most, fits in ((400_000, True), (300_000, False)):
+        service.answers = [answer(body)]
+        with Exchange(secret=[("data", "data", "*")], most=most) as exchange:
+            if fits:
+                vault_of.adapter.get("/v1/x")
+                (text,) = exchange.take_all().values()
+                assert 300_000 == len(text)
+                text.close()
+            else:
+                with pytest.raises(requests.ConnectionError, match="longer than 300000 bytes"):
+                    vault_of.adapter.get("/v1/x")
 
 
 # Memory

@@ -1389,3 +1389,15 @@ def test_cluster(bao_cluster: Cluster, event: str) -> None:
         finally:
             stop.set()
         assert [[]] * 3 == [each.result() for each in storms]
+
+
+@pytest.mark.server
+@pytest.mark.slow
+def test_session_reads_what_it_wrote(bao_cluster: Cluster) -> None:
+    """A standby that lags behind passes a read on, in a session that has written."""
+    standby = bao_cluster.standbys()[0].address
+    login = Token(bao_cluster.token)
+    with VaultSession(standby, login=login, ca_file=bao_cluster.ca_file) as session:
+        for number in range(100):
+            session.request("POST", "cubbyhole/number", {"number": number})
+            assert number == session.request("GET", "cubbyhole/number")["data"]["number"]

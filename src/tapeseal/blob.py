@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import secrets
@@ -9,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from tapeseal import header, layout
+from tapeseal._core import SecretBuffer
 from tapeseal.datakey import DataKey, Keyring
 from tapeseal.errors import DamagedError, InvalidTag, LimitError
 from tapeseal.header import Header
@@ -94,17 +96,46 @@ def decrypt(blob: Buffer, *, keyring: Keyring, expect: Mapping[str, str] | None 
         KeyUnavailableError: the keyring has no key for it.
     """
     with memoryview(blob).cast("B") as view:
-        found = header.read(lambda size, offset: bytes(view[offset : offset + size]), len(view))
-        if found.copy.copies != layout.BLOB_COPIES:
-            raise ValueError("this is a tape, not a blob: tapeseal.open() reads it")
-        if found.content.kind != "bytes":
-            raise ValueError(f"this is the header of {found.content.kind}, not a blob of bytes")
+        found = read_header(view)
         with header.unlock(found, keyring, expect) as data_key:
             return open_body(view, found, data_key)
 
 
+def decrypt_secret(
+    blob: Buffer, *, keyring: Keyring, expect: Mapping[str, str] | None = None
+) -> SecretBuffer:
+    """Authenticate and decrypt a blob of at least one byte into key memory; arguments and errors as decrypt()."""
+    with memoryview(blob).cast("B") as view:
+        found = read_header(view)
+        with (
+            header.unlock(found, keyring, expect) as data_key,
+            contextlib.closing(SecretBuffer(len(view), writable=True)) as room,
+            room,
+            memoryview(room) as target,
+        ):
+            size = _open_into(target, view, found, data_key)
+            return SecretBuffer.take(target[:size])
+
+
+def read_header(view: memoryview) -> Header:
+    """Read a blob's header, which is not yet authenticated; errors as decrypt()."""
+    found = header.read(lambda size, offset: bytes(view[offset : offset + size]), len(view))
+    if found.copy.copies != layout.BLOB_COPIES:
+        raise ValueError("this is a tape, not a blob: tapeseal.open() reads it")
+    if found.content.kind != "bytes":
+        raise ValueError(f"this is the header of {found.content.kind}, not a blob of bytes")
+    return found
+
+
 def open_body(view: memoryview, found: Header, data_key: DataKey) -> bytes:
     """Authenticate and open what follows a blob's authenticated header; errors as decrypt()."""
+    plain = bytearray(len(view) - found.body)
+    with memoryview(plain) as target:
+        return bytes(target[: _open_into(target, view, found, data_key)])
+
+
+def _open_into(target: memoryview, view: memoryview, found: Header, data_key: DataKey) -> int:
+    """Open a blob's body into memory at least as large, and return how many bytes it has."""
     at = found.body
     if len(view) < at + SEGMENT_HEADER_SIZE:
         raise DamagedError("the blob ends inside its segment header", at)
@@ -121,31 +152,27 @@ def open_body(view: memoryview, found: Header, data_key: DataKey) -> bytes:
     if not hmac.compare_digest(commitment, segment.commitment):
         raise DamagedError("the segment's commitment is wrong", at)
     # Frames are opened run by run: `frames` of `count` bytes each that start at `run_at` with byte `run_first`.
-    plain = bytearray(len(view) - at)
-    with memoryview(plain) as target:
-        at += SEGMENT_HEADER_SIZE
-        done = opened = 0
-        while True:
-            frame_at, index, start = at, opened, done
-            size, frames, final = _next_run(view, at, found.content.frame_size)
-            total = size * frames
-            step = size + FRAME_OVERHEAD
-            try:
-                at += key.open_frames(
-                    target[done : done + total], view[at:], count=total, item_size=1,
-                    frame_items=max(1, size), first=start, index=index, final=final,
-                )  # fmt: skip
-            except InvalidTag as error:
-                raise DamagedError(
-                    "a frame is not authentic", frame_at + error.index * step
-                ) from None
-            done += total
-            opened += frames
-            if final:
-                break
-        if at != len(view):
-            raise DamagedError("something follows the final frame", at)
-        return bytes(target[:done])
+    at += SEGMENT_HEADER_SIZE
+    done = opened = 0
+    while True:
+        frame_at, index, start = at, opened, done
+        size, frames, final = _next_run(view, at, found.content.frame_size)
+        total = size * frames
+        step = size + FRAME_OVERHEAD
+        try:
+            at += key.open_frames(
+                target[done : done + total], view[at:], count=total, item_size=1,
+                frame_items=max(1, size), first=start, index=index, final=final,
+            )  # fmt: skip
+        except InvalidTag as error:
+            raise DamagedError("a frame is not authentic", frame_at + error.index * step) from None
+        done += total
+        opened += frames
+        if final:
+            break
+    if at != len(view):
+        raise DamagedError("something follows the final frame", at)
+    return done
 
 
 def _next_run(view: memoryview, at: int, frame_size: int) -> tuple[int, int, bool]:

@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple, Self, cast
 
 from cryptography import x509
 from cryptography.exceptions import InvalidTag as NotOpenedError
@@ -111,6 +111,24 @@ class PublicKeyKeyring:
         finally:
             holder.close()
         self._process = os.getpid()
+
+    @classmethod
+    def of_public_half(cls, text: bytes, name: str) -> Self:
+        """Make a keyring that only encrypts, from the text of a public half; `name` stands for a path.
+
+        Raises:
+            KeyUnavailableError: it holds no public key of those that a file may.
+        """
+        keyring = cls.__new__(cls)
+        keyring.path = name
+        with memoryview(text) as view:
+            keyring.key_id, keyring._public, keyring._private = _parse(
+                view, name, PassphraseHolder(None, name)
+            )
+        if keyring._private is not None:
+            raise KeyUnavailableError(f"{name} holds the private half, which belongs nowhere else")
+        keyring._process = os.getpid()
+        return keyring
 
     def generate(self, encryption_context: Mapping[str, str]) -> tuple[DataKey, list[Recipient]]:
         """Make a data key and wrap it."""
@@ -256,24 +274,32 @@ def _read(path: str, holder: PassphraseHolder) -> _Keys:
         except EOFError:
             raise refuse("it was cut while it was read") from None
         with contextlib.closing(text), text, memoryview(text) as view:
-            blocks = _blocks(view)
-            if not blocks:
-                raise refuse("it is not made of PEM blocks, or one of them is not whole")
-            labels = {label for label, _ in blocks}
-            if any("PRIVATE" in label for label in labels):
+            if any("PRIVATE" in label for label, _ in _blocks(view)):
                 check_private(fd, path, PRIVATE_HALF)
-            holder.check_fits(_SEALED in labels, path)
-            keys: list[object] = []
-            for number, (label, block) in enumerate(blocks, 1):
-                passphrase = holder.get() if label == _SEALED else None
-                try:
-                    keys.append(_load(label, block, passphrase))
-                except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-                    if passphrase is not None and isinstance(error, ValueError):
-                        raise PassphraseError(
-                            f"the passphrase does not open the key file {path}, or it was changed"
-                        ) from None
-                    raise refuse(f"no key can be read from its block {number}, {label}") from None
+            return _parse(view, path, holder)
+
+
+def _parse(text: memoryview, path: str, holder: PassphraseHolder) -> _Keys:
+    """Return the key that a text in PEM holds; `path` is for errors."""
+
+    def refuse(problem: str) -> KeyUnavailableError:
+        return KeyUnavailableError(f"the key file {path}: {problem}")
+
+    blocks = _blocks(text)
+    if not blocks:
+        raise refuse("it is not made of PEM blocks, or one of them is not whole")
+    holder.check_fits(any(label == _SEALED for label, _ in blocks), path)
+    keys: list[object] = []
+    for number, (label, block) in enumerate(blocks, 1):
+        passphrase = holder.get() if label == _SEALED else None
+        try:
+            keys.append(_load(label, block, passphrase))
+        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+            if passphrase is not None and isinstance(error, ValueError):
+                raise PassphraseError(
+                    f"the passphrase does not open the key file {path}, or it was changed"
+                ) from None
+            raise refuse(f"no key can be read from its block {number}, {label}") from None
     match keys:
         case [MLKEM768PrivateKey() as kem, X25519PrivateKey() as dh]:
             public = _hybrid(kem.public_key(), dh.public_key())

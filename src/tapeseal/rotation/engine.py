@@ -724,7 +724,9 @@ class _Work:
     def _adopt(self) -> bool:
         record, secret = self.record, self.secret
         missing: list[str] = []
-        if secret.consumers and not record.emergency:
+        # Where there was nothing before nobody can be on it.
+        first = record.facts.get("old_version") is None
+        if secret.consumers and not first and not record.emergency:
             since = self._claim_of().since
             if since is None:
                 raise RotationError(f"somebody deleted {self._claim_of().path}")

@@ -4,7 +4,7 @@ import json
 import re
 import ssl
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -12,23 +12,23 @@ from urllib.parse import urlsplit
 
 from tapeseal._core import SecretBuffer
 from tapeseal.errors import RotationError, ServiceUnavailableError
-from tapeseal.rotation.commands import unescaped
 from tapeseal.secret import Secret
 from tapeseal.transport import wire
+from tapeseal.transport.scanner import Pattern, redact
 
 _LOOPBACK = re.compile(r"localhost|127(?:\.[0-9]{1,3}){3}|::1")
-_MEMBER = re.compile(rb'"((?:[^"\\]|\\.)*+)"(?:[ \t\r\n]*+:[ \t\r\n]*+(?:"((?:[^"\\]|\\.)*+)")?)?')
-
 _UNAUTHORIZED: Final = (401, 403)
 _BUSY: Final = (408, 425, 429)
 
 
 class Reply(NamedTuple):
-    """An answer: its JSON with "" for each secret member, and those; None where it has none or is none."""
+    """An answer."""
 
     status: int
     document: Any
+    """Its JSON, with a placeholder for each secret; None where that was not asked for, or there is none."""
     secrets: dict[str, Secret]
+    """By the names of their members."""
 
     @property
     def refused(self) -> bool:
@@ -64,11 +64,11 @@ def request(
     headers: Mapping[str, str] | None = None,
     secret_headers: Mapping[str, Sequence[bytes | SecretBuffer]] | None = None,
     body: Sequence[bytes | SecretBuffer] = (),
-    secret: Collection[str] = (),
+    secret: Sequence[Pattern] | None = None,
     ca_file: Path | None = None,
     seconds: float = 10.0,
 ) -> Reply:
-    """Send one request, on a connection of its own, so that it is never sent twice.
+    """Send one request, once.
 
     Args:
         method: of HTTP.
@@ -76,7 +76,7 @@ def request(
         headers: beside those that say what a body is.
         secret_headers: their values, in parts.
         body: a JSON document, in parts.
-        secret: the names of members of the answer, at any depth, whose texts become Secrets.
+        secret: where an answer of 2xx, which is then a JSON object, has secrets; None: its body is of no interest.
         ca_file: what the server's certificate is checked against; None: what the system trusts.
         seconds: how long it may take.
 
@@ -84,24 +84,17 @@ def request(
         ServiceUnavailableError: there was no whole answer, or one that asks to come again.
         RotationError: the answer is none that such a request can have.
     """
-    host = urlsplit(url).netloc
-    try:
-        context = ssl.create_default_context(cafile=ca_file)
-    except OSError as error:
-        raise RotationError(f"{ca_file}: {error.strerror or 'no certificates in PEM'}") from None
-    context.set_alpn_protocols(["http/1.1"])
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
     content = {"content-type": "application/json"} if body else {}
-    headers = {"accept": "application/json", **content, **(headers or {})}
     problem = ""
     try:
         answer = wire.send(
             method,
             url,
-            headers,
+            {"accept": "application/json", **content, **(headers or {})},
             body,
-            wire.Route(context),
+            wire.Route(_tls(None if ca_file is None else str(ca_file))),
             time.monotonic() + seconds,
+            once=True,
             secret_headers=secret_headers,
         )
     except wire.WireError as error:
@@ -110,40 +103,28 @@ def request(
         raise ServiceUnavailableError(problem)
     with closing(answer.buffer), answer.buffer, memoryview(answer.buffer) as view:
         if answer.status >= 500 or answer.status in _BUSY:
-            raise ServiceUnavailableError(f"{method} {url}: {host} answers {answer.status}")
-        document, secrets = None, dict[str, Secret]()
-        if answer.whole and answer.start < answer.stop:
-            document, secrets = take_members(view[answer.start : answer.stop], secret)
-    return Reply(answer.status, document, secrets)
+            raise ServiceUnavailableError(f"{method} {url} answers {answer.status}")
+        if secret is None or not 200 <= answer.status < 300 or answer.start == answer.stop:
+            return Reply(answer.status, None, {})
+        try:
+            text, fields = redact(view, answer.start, answer.stop, secret)
+        except ValueError as error:
+            problem = f"the answer to {method} {url}: {error}"
+        else:
+            secrets = {
+                str(each.place[-1]): Secret(SecretBuffer.take(view[each.start : each.stop]))
+                for each in fields
+            }
+            return Reply(answer.status, json.loads(text), secrets)
+    raise RotationError(problem)
 
 
-def take_members(view: memoryview, names: Collection[str]) -> tuple[Any, dict[str, Secret]]:
-    """Take secrets out of a JSON document.
-
-    Args:
-        view: its text.
-        names: of members; those whose values are texts are taken, the first of each name.
-
-    Returns:
-        The document with "" in their place, and the secrets; None where it is not JSON.
-    """
-    pieces: list[bytes] = []
-    secrets: dict[str, Secret] = {}
-    at = 0
-    for found in _MEMBER.finditer(view):
-        if found[2] is None or bytes(found[1]).decode(errors="replace") not in names:
-            continue
-        name = bytes(found[1]).decode()
-        start, stop = found.span(2)
-        pieces.append(bytes(view[at:start]))
-        at = stop
-        if name not in secrets and start < stop:
-            secrets[name] = unescaped(view[start:stop], name)
-    pieces.append(bytes(view[at:]))
+def _tls(ca_file: str | None) -> ssl.SSLContext:
     try:
-        return json.loads(b"".join(pieces)), secrets
-    except ValueError:
-        pass
-    for each in secrets.values():
-        each.close()
-    return None, {}
+        context = ssl.create_default_context(cafile=ca_file)
+    except OSError as error:
+        problem = error.strerror or "there are no certificates in PEM in it"
+    else:
+        context.set_alpn_protocols(["http/1.1"])
+        return context
+    raise RotationError(f"{ca_file}: {problem}")

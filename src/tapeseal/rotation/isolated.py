@@ -155,8 +155,8 @@ def tls_client(settings: Mapping[str, Any], credential: Mapping[str, str]) -> No
             socket.create_connection(address, settings["seconds"]) as plain,
             context.wrap_socket(plain, server_hostname=settings["server_name"]) as connection,
         ):
-            # In TLS 1.3 the server judges after our part of the handshake, so only what it says next tells. This lets it
-            # know that we have nothing to say; SSLSocket.shutdown() would end our reading too.
+            # In TLS 1.3 the server judges after our part of the handshake, so only what it says next tells. This lets
+            # it know that we have nothing to say; SSLSocket.shutdown() would end our reading too.
             # Where it has closed the connection already, its alert is still to be read.
             with contextlib.suppress(OSError):
                 socket.socket.shutdown(connection, socket.SHUT_WR)

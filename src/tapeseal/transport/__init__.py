@@ -11,29 +11,45 @@ A caller opens an Exchange and makes one call with a protected client inside it:
     with Exchange(send=data_key.secret) as exchange:
         client.secrets.transit.encrypt_data(name, plaintext=PLACEHOLDER_TEXT)
 
+    with Exchange(secret=[("data", "data", "*")]) as exchange:
+        client.adapter.post(path, json={"password": exchange.stand_in(password)})
+        texts = exchange.take_all()                      # {("data", "data", "key"): SecretBuffer}
+
 Inside, a request goes out and its answer comes in through this package's own HTTP/1.1 client
-(`wire`), which keeps both in SecretBuffers: PLACEHOLDER in a request becomes `send` on its way, and
-a field of an answer whose name ends in "plaintext" (any case) becomes the placeholder, so that no
-Python object ever holds the secret. All else stays with the library: credentials, signatures,
-endpoints, retries, proxies and certificates, its exceptions. An Exchange belongs to the thread (to
-be exact the `contextvars` context) that entered it; any number of threads may share a client.
-Outside an Exchange a protected client goes its ordinary way, secret fields and all.
+(`wire`), which keeps both in SecretBuffers: a stand-in in a request becomes its secret on its way,
+and a field of an answer whose name ends in "plaintext" (any case), or that stands where the Exchange
+says, becomes the placeholder, so that no Python object ever holds the secret. All else stays with
+the library: credentials, signatures, endpoints, retries, proxies and certificates, its exceptions.
+An Exchange belongs to the thread (to be exact the `contextvars` context) that entered it; any number
+of threads may share a client. Outside an Exchange a protected client goes its ordinary way, secret
+fields and all.
 """
 
 import contextlib
 import contextvars
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import secrets
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple, Self, TypeAlias
 
 from tapeseal._core import SecretBuffer
 from tapeseal.errors import ServiceUnavailableError
 from tapeseal.transport import wire
-from tapeseal.transport.scanner import PLACEHOLDER, PLACEHOLDER_TEXT, Field, redact, redact_error
+from tapeseal.transport.scanner import (
+    PLACEHOLDER,
+    PLACEHOLDER_TEXT,
+    Pattern,
+    Place,
+    in_string,
+    redact,
+    redact_error,
+)
 
 __all__ = ["PLACEHOLDER", "PLACEHOLDER_TEXT", "Exchange"]
+
+_Writer: TypeAlias = Callable[[SecretBuffer], SecretBuffer]
 
 _current: contextvars.ContextVar["Exchange | None"] = contextvars.ContextVar(
     "tapeseal.transport", default=None
@@ -52,28 +68,57 @@ class Reply(NamedTuple):
 
 
 class Exchange:
-    """The secrets of one call: what goes out in place of the placeholder, and what came in.
+    """The secrets of one call: what goes out in place of stand-ins, and what came in.
 
-    A context manager. What was not taken is wiped on exit; `send` stays its owner's. Attempts that
-    the library repeats belong to the same Exchange; of several answers the last one's field counts.
+    A context manager. What was not taken is wiped on exit; what is sent stays its owner's. Attempts
+    that the library repeats belong to the same Exchange; of several answers the last one's secrets
+    count.
 
     Args:
-        send: what PLACEHOLDER (to boto3) or PLACEHOLDER_TEXT (to hvac) stands for in the request;
-            it must occur there exactly once.
+        send: what PLACEHOLDER (to boto3) or PLACEHOLDER_TEXT (to hvac) stands for in the request, in
+            base64; it must occur there exactly once. stand_in() is for what goes out as text.
+        secret: where the answer has secrets, each a tuple of the names of members on the way, "*"
+            for any; None: in the one member whose name ends in "plaintext".
         deadline: a `time.monotonic()` at which every attempt fails, whatever the library's own
             timeouts say; the library may raise later where it waits between attempts.
+        most: bytes of an answer.
+        once: the request is not sent again on another connection where one turns out to be closed.
 
     Raises:
-        RuntimeError: on leaving without another exception, `send` was never sent: the client is not
+        RuntimeError: on leaving without another exception, a secret was never sent: the client is not
             protected, and its service may have been given the placeholder.
     """
 
-    def __init__(self, send: SecretBuffer | None = None, *, deadline: float | None = None) -> None:
-        self._send = send
+    def __init__(
+        self,
+        send: SecretBuffer | None = None,
+        *,
+        secret: Sequence[Pattern] | None = None,
+        deadline: float | None = None,
+        most: int = wire.MAX_ANSWER,
+        once: bool = False,
+    ) -> None:
+        self._outgoing: dict[bytes, tuple[SecretBuffer, _Writer]] = {}
+        if send is not None:
+            self._outgoing[PLACEHOLDER_TEXT.encode()] = send, SecretBuffer.to_base64
+        self._patterns = secret
         self._deadline = deadline
-        self._sent = False
-        self._received: dict[str, SecretBuffer] = {}
+        self._most = most
+        self._once = once
+        self._unsent = set(self._outgoing)
+        self._received: dict[Place, SecretBuffer] = {}
         self._token: contextvars.Token[Exchange | None] | None = None
+
+    def stand_in(self, secret: SecretBuffer) -> str:
+        """Return what stands, as a whole JSON string in the request, for a secret text in UTF-8.
+
+        Raises:
+            ValueError: on sending, that the text is no UTF-8.
+        """
+        name = f"tapeseal-secret-{secrets.token_hex(16)}"
+        self._outgoing[name.encode()] = secret, in_string
+        self._unsent.add(name.encode())
+        return name
 
     def take(self, name: str) -> SecretBuffer:
         """Return the secret field of the answer, decoded from base64; the caller owns it from here on.
@@ -85,13 +130,22 @@ class Exchange:
         Raises:
             ServiceUnavailableError: the last answer had no such field, or it was no base64.
         """
-        secret = self._received.pop(name, None)
-        if secret is None:
-            raise ServiceUnavailableError(
-                f"the answer holds no {name}, or one that is not base64: try again, and ask whoever"
-                " runs the service or what stands before it"
-            )
-        return secret
+        text = self._received.pop((name,), None) or self._received.pop(("data", name), None)
+        if text is not None:
+            with contextlib.closing(text):
+                try:
+                    return SecretBuffer.from_base64(text, 0, len(text))
+                except ValueError:
+                    pass
+        raise ServiceUnavailableError(
+            f"the answer holds no {name}, or one that is not base64: try again, and ask whoever"
+            " runs the service or what stands before it"
+        )
+
+    def take_all(self) -> dict[Place, SecretBuffer]:
+        """Return the texts of all secrets of the answer by where they stood; the caller owns them from here on."""
+        taken, self._received = self._received, {}
+        return taken
 
     def __enter__(self) -> Self:
         if self._token is not None:
@@ -108,14 +162,14 @@ class Exchange:
         if self._token is not None:
             _current.reset(self._token)
         self._forget()
-        if exc_type is None and self._send is not None and not self._sent:
+        if exc_type is None and self._unsent:
             raise RuntimeError("the secret was never sent: the client is not a protected one")
 
     def __repr__(self) -> str:
         return "<Exchange>"
 
     def digest(self, body: object) -> str | None:
-        """Return the SHA-256, in hex, of a request's body with its secret in place; None without one."""
+        """Return the SHA-256, in hex, of a request's body with its secrets in place; None without one."""
         parts = self._parts(body)
         if len(parts) == 1:
             return None
@@ -139,7 +193,7 @@ class Exchange:
         body: object,
         route: wire.Route,
     ) -> Reply:
-        """Send a request of the library's with the secret in place, and keep the one of its answer.
+        """Send a request of the library's with the secrets in place, and keep those of its answer.
 
         Raises:
             WireError: there was no whole answer, or it was refused.
@@ -147,28 +201,48 @@ class Exchange:
         """
         self._forget()
         parts = self._parts(body)
-        has_secret = len(parts) > 1
-        self._sent = self._sent or has_secret
         try:
-            answer = wire.send(method, url, headers, parts, route, self._deadline)
+            answer = wire.send(
+                method,
+                url,
+                headers,
+                parts,
+                route,
+                self._deadline,
+                most=self._most,
+                once=self._once,
+            )
+            with contextlib.closing(answer.buffer):
+                return self._receive(
+                    answer, [part for part in parts if not isinstance(part, bytes)]
+                )
         finally:
             _wipe(parts)
-        with contextlib.closing(answer.buffer):
-            return self._receive(answer, echo=has_secret)
 
     def _parts(self, body: object) -> list[bytes | SecretBuffer]:
+        """Return a request's body cut at its stand-ins, with a secret as it is sent in the place of each."""
         text = body.encode() if isinstance(body, str) else b"" if body is None else body
         if not isinstance(text, bytes):
             raise ValueError("a request inside an Exchange has its body in one piece")
-        if self._send is None:
+        found = [(text.find(name), name) for name in self._outgoing if name in text]
+        if any(text.count(name) > 1 for _, name in found):
+            raise ValueError("a stand-in is more than once in one request")
+        if PLACEHOLDER_TEXT.encode() not in self._outgoing:
             refuse_placeholder(text)
-            return [text]
-        pieces = text.split(PLACEHOLDER_TEXT.encode())
-        if len(pieces) > 2:
-            raise ValueError("the placeholder is more than once in one request")
-        return [pieces[0]] if len(pieces) == 1 else [pieces[0], self._send.to_base64(), pieces[1]]
+        parts: list[bytes | SecretBuffer] = []
+        done = 0
+        try:
+            for at, name in sorted(found):
+                secret, write = self._outgoing[name]
+                parts += [text[done:at], write(secret)]
+                done = at + len(name)
+                self._unsent.discard(name)
+        except BaseException:
+            _wipe(parts)
+            raise
+        return [*parts, text[done:]]
 
-    def _receive(self, answer: wire.Answer, *, echo: bool) -> Reply:
+    def _receive(self, answer: wire.Answer, sent: Sequence[SecretBuffer]) -> Reply:
         start, stop = answer.start, answer.stop
         with answer.buffer, memoryview(answer.buffer) as view:
             try:
@@ -177,11 +251,12 @@ class Exchange:
                 if start == stop:
                     body = b""
                 elif answer.status >= 300:
-                    body = redact_error(view, start, stop, echo=echo)
+                    body = redact_error(view, start, stop, patterns=self._patterns, sent=sent)
                 else:
-                    body, field = redact(view, start, stop)
-                    if field is not None:
-                        self._keep(answer.buffer, field)
+                    body, fields = redact(view, start, stop, self._patterns)
+                    for each in fields:
+                        text = SecretBuffer.take(view[each.start : each.stop])
+                        self._received[each.place] = text
             except ValueError as problem:
                 if answer.status < 300:
                     raise wire.WireError("answer", f"the answer was refused: {problem}") from None
@@ -190,13 +265,6 @@ class Exchange:
         headers = [each for each in answer.headers if each[0].lower() not in _OF_THE_WIRE]
         headers.append(("Content-Length", str(len(body))))
         return Reply(answer.status, answer.reason, headers, body)
-
-    def _keep(self, buffer: SecretBuffer, field: Field) -> None:
-        try:
-            secret = SecretBuffer.from_base64(buffer, field.start, field.stop)
-        except ValueError:  # take() says so
-            return
-        self._received[field.name] = secret
 
     def _forget(self) -> None:
         _wipe(self._received.values())

@@ -1,97 +1,252 @@
-"""Finds the secret of a JSON answer without making a Python object of it, and blanks it."""
+"""Finds the secrets of a JSON text without making a Python object of one, and blanks them; writes them into one."""
 
 import base64
+import contextlib
 import json
 import re
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
+
+from tapeseal import _core
+from tapeseal._core import SecretBuffer
 
 PLACEHOLDER: Final = b"tapeseal placeholder of a secret"
 PLACEHOLDER_TEXT: Final = base64.b64encode(PLACEHOLDER).decode("ascii")
 
-# A quote outside a string starts one, so that strings, and names among them, are found from left to
-# right whatever stands between; that the whole is JSON is checked once the secret is out.
-_STRING = re.compile(rb'[^"]*+("(?:[^"\\]|\\.)*+")[ \t\r\n]*+(:)?', re.DOTALL)
-_VALUE = re.compile(rb'[ \t\r\n]*+(?:"((?:[^"\\]|\\.)*+)"|null)', re.DOTALL)
-_ESCAPE = re.compile(rb'\\(?:["\\/bfnrt]|u[0-9A-Fa-f]{4})')
+Place = tuple[str | int, ...]
+"""Where a value stands in a document: names of members and numbers of elements, from the outside in."""
+
+Pattern = tuple[str, ...]
+"""Places that are alike: "*" stands for any one member or element."""
+
+_MAX_DEPTH: Final = 64
+
+# A string, a bracket or mark, or what else there is up to the next of those. That the whole is JSON is checked once the
+# secrets are out.
+_TOKEN = re.compile(
+    rb'[ \t\r\n]*+(?:("(?:[^"\\]|\\.)*+")|([{}\[\],:])|([^ \t\r\n{}\[\],:"]++))', re.DOTALL
+)
+_ESCAPE = re.compile(rb'\\(?:["\\/bfnrt]|u[0-9A-Fa-f]{4}(?:\\u[dD][c-fC-F][0-9A-Fa-f]{2})?)')
 _BASE64_RUN = re.compile(rb"[A-Za-z0-9+/]{40,}+={0,2}")
+_NULL = re.compile(rb"null")
+_ESCAPED = re.compile(rb'["\\\x00-\x1f]')
+_OF_HTML = re.compile(rb"[<>&]")
+_SHORT: Final = {
+    ord(c): b"\\" + e for c, e in zip('"\\\n\r\t', (b'"', b"\\", b"n", b"r", b"t"), strict=True)
+}
+_UTF_8 = re.compile(
+    rb"(?:[\x00-\x7f]++|[\xc2-\xdf][\x80-\xbf]|\xe0[\xa0-\xbf][\x80-\xbf]|[\xe1-\xec\xee\xef][\x80-\xbf]{2}"
+    rb"|\xed[\x80-\x9f][\x80-\xbf]|\xf0[\x90-\xbf][\x80-\xbf]{2}|[\xf1-\xf3][\x80-\xbf]{3}"
+    rb"|\xf4[\x80-\x8f][\x80-\xbf]{2})*+"
+)
+_OPENS, _CLOSES = b"{[", b"}]"
+_PAIRS: Final = {ord("}"): ord("{"), ord("]"): ord("[")}
 
 
 class Field(NamedTuple):
-    """A secret string: its name, and where its characters stand."""
+    """A secret value: where it stands in the document, and where its characters stand in the text."""
 
-    name: str
+    place: Place
     start: int
     stop: int
+    is_string: bool
+    """The characters are those between the quotes of a string; otherwise those of any other value."""
 
 
-def redact(view: memoryview, start: int, stop: int) -> tuple[bytes, Field | None]:
-    """Return a JSON object's text with a placeholder for the secret in it, and that secret.
+def redact(
+    view: memoryview, start: int, stop: int, patterns: Sequence[Pattern] | None = None
+) -> tuple[bytes, list[Field]]:
+    """Return a JSON object's text with a placeholder for each secret in it, and those secrets.
 
-    The secret is the one member, of the object or of the object in its member "data", whose name
-    ends in "plaintext". Escapes in it are resolved in place.
+    Escapes in secret strings are resolved in place, to UTF-8; another value is kept as it is written. null and the
+    empty string are left where they are. A member whose name ends in "plaintext" is blanked wherever it stands.
 
     Args:
         view: writable, holds the text from start to stop.
+        patterns: where secrets stand; None: the one member, of the object or of the object in its member "data", whose
+            name ends in "plaintext".
 
     Raises:
-        ValueError: the text is no JSON object, repeats a member, or has such a member elsewhere,
-            several of them, or one that is neither a string nor null.
+        ValueError: the text is no JSON object, repeats a member, nests too deep, has a lone surrogate in a secret, or a
+            member whose name ends in "plaintext" where none belongs, or that is no string.
     """
-    fields = _secrets(view, start, stop)
-    text = _blanked(view, start, stop, [(span, PLACEHOLDER_TEXT) for _, *span in fields])
-    document = _parse(text)
-    if not fields:
-        return text, None
-    field = fields[0]
-    parents = [each for each in (document, document.get("data")) if isinstance(each, dict)]
-    if len(fields) > 1 or all(parent.get(field.name) != PLACEHOLDER_TEXT for parent in parents):
+    fields = list(_fields(view, start, stop, patterns))
+    spans = [(_whole(each), f'"{PLACEHOLDER_TEXT}"') for each in fields]
+    text = _blanked(view, start, stop, spans)
+    _parse(text)
+    asked = fields
+    if patterns is not None:
+        asked = [each for each in fields if _is_at(each.place, patterns)]
+    elif len(fields) > 1 or any(each.place[:-1] not in ((), ("data",)) for each in fields):
         raise ValueError("it has more than one secret, or one where none belongs")
-    return text, _unescape(view, field)
+    return text, [_unescape(view, each) if each.is_string else each for each in asked]
 
 
-def redact_error(view: memoryview, start: int, stop: int, *, echo: bool = False) -> bytes:
+def redact_error(
+    view: memoryview,
+    start: int,
+    stop: int,
+    *,
+    patterns: Sequence[Pattern] | None = None,
+    sent: Sequence[SecretBuffer] = (),
+) -> bytes:
     """Return an error's JSON text with a placeholder for each secret in it, wherever it stands.
 
     Args:
         view: holds the text from start to stop.
-        echo: the request held a secret too, and each long run of base64 is blanked as well.
+        patterns: where an answer has secrets.
+        sent: the secrets that the request held, as they stood in it: what repeats one of them is blanked, and each
+            long run of base64 as well.
 
     Raises:
         ValueError: the text is no JSON object, or a secret is neither a string nor null.
     """
-    spans = [(span, PLACEHOLDER_TEXT) for _, *span in _secrets(view, start, stop)]
-    if echo:
+    fields = _fields(view, start, stop, patterns)
+    spans = [(_whole(each), f'"{PLACEHOLDER_TEXT}"') for each in fields]
+    if sent:
         ends = [start, *(end for span, _ in spans for end in span), stop]
         for between in zip(ends[::2], ends[1::2], strict=True):
-            spans += [(list(run.span()), "...") for run in _BASE64_RUN.finditer(view, *between)]
-        spans.sort()
-    text = _blanked(view, start, stop, spans)
+            spans += [(run.span(), "...") for run in _BASE64_RUN.finditer(view, *between)]
+    for secret in sent:
+        spans += [(span, "...") for span in _copies(view, start, stop, secret)]
+        # Servers in Go write it so that it could stand in a web page.
+        with contextlib.closing(_escaped(secret, _OF_HTML)) as spelled:
+            spans += [(span, "...") for span in _copies(view, start, stop, spelled)]
+    text = _blanked(view, start, stop, sorted(spans))
     _parse(text)
     return text
 
 
-def _secrets(view: memoryview, start: int, stop: int) -> list[Field]:
-    fields = []
-    while string := _STRING.match(view, start, stop):
-        start = string.end()
-        if string.end(2) < 0:
+def in_string(secret: SecretBuffer) -> SecretBuffer:
+    """Return a text in UTF-8 as it stands between the quotes of a JSON string.
+
+    Raises:
+        ValueError: it is no UTF-8.
+    """
+    with secret, memoryview(secret) as view:
+        if not _UTF_8.fullmatch(view):
+            raise ValueError("a secret that is sent is text in UTF-8, and this one is none")
+    return _escaped(secret, _ESCAPED)
+
+
+def _escaped(secret: SecretBuffer, marks: re.Pattern[bytes]) -> SecretBuffer:
+    """Return a copy with some characters as JSON's escapes; \\" \\\\ \\n \\r and \\t are short, as most write them."""
+    with secret, memoryview(secret) as view:
+        places = [found.start() for found in marks.finditer(view)]
+        escapes = [_SHORT.get(view[at]) or f"\\u{view[at]:04x}".encode() for at in places]
+        size = len(view) + sum(len(each) - 1 for each in escapes)
+        written = SecretBuffer(size, writable=True)
+        with written, memoryview(written) as target:
+            done = at = 0
+            for place, escape in zip(places, escapes, strict=True):
+                done += _core.copy_into(target, done, view[at:place])
+                done += _core.copy_into(target, done, escape)
+                at = place + 1
+            _core.copy_into(target, done, view[at:])
+    return written
+
+
+def _fields(
+    view: memoryview, start: int, stop: int, patterns: Sequence[Pattern] | None
+) -> Iterator[Field]:
+    """Find the secrets of a text from left to right; what is no JSON may hide some, and does not parse later."""
+    place: list[str | int | None] = []  # None: the name of a member follows.
+    containers = bytearray()
+    while token := _TOKEN.match(view, start, stop):
+        start = token.end()
+        mark = view[token.start(2)] if token.end(2) >= 0 else 0
+        if mark in (*_CLOSES, ord(","), ord(":")):
+            if mark == ord(","):
+                if place:
+                    last = place[-1]
+                    place[-1] = last + 1 if isinstance(last, int) else None
+            elif mark in _PAIRS:
+                if not containers or containers.pop() != _PAIRS[mark]:
+                    raise ValueError("it is no JSON")
+                place.pop()
             continue
-        name = _json(bytes(view[slice(*string.span(1))]))
-        if name.casefold().endswith("plaintext"):
-            value = _VALUE.match(view, start, stop)
-            if value is None:
-                raise ValueError("its secret is no string")
-            start = value.end()
-            if value.end(1) >= 0:
-                fields.append(Field(name, *value.span(1)))
-    return fields
+        if place and place[-1] is None:
+            if token.end(1) < 0:
+                raise ValueError("it is no JSON")
+            place[-1] = _json(bytes(view[slice(*token.span(1))]))
+            continue
+        here = tuple(each for each in place if each is not None)
+        if _is_plaintext(here) or _is_at(here, patterns):
+            if mark:
+                if not _is_at(here, patterns):
+                    raise ValueError("its secret is no string")
+                first = token.start(2)
+                start = _end(view, first, stop)
+                yield Field(here, first, start, False)
+            elif token.end(1) >= 0:
+                if token.end(1) - token.start(1) > 2:
+                    yield Field(here, token.start(1) + 1, token.end(1) - 1, True)
+            elif not _NULL.fullmatch(view, *token.span(3)):
+                if not _is_at(here, patterns):
+                    raise ValueError("its secret is no string")
+                yield Field(here, *token.span(3), False)
+        elif mark:
+            if len(containers) == _MAX_DEPTH:
+                raise ValueError("it nests too deep")
+            containers.append(mark)
+            place.append(None if mark == ord("{") else 0)
 
 
-def _blanked(view: memoryview, start: int, stop: int, spans: list[tuple[list[int], str]]) -> bytes:
+def _is_plaintext(place: Place) -> bool:
+    return bool(place) and isinstance(place[-1], str) and place[-1].casefold().endswith("plaintext")
+
+
+def _is_at(place: Place, patterns: Sequence[Pattern] | None) -> bool:
+    return any(
+        len(place) == len(pattern)
+        and all(name in ("*", each) for name, each in zip(pattern, place, strict=True))
+        for pattern in patterns or ()
+    )
+
+
+def _end(view: memoryview, start: int, stop: int) -> int:
+    """Return where the object or array that starts somewhere ends."""
+    containers = bytearray()
+    while token := _TOKEN.match(view, start, stop):
+        start = token.end()
+        if token.end(2) >= 0:
+            mark = view[token.start(2)]
+            if mark in _OPENS:
+                containers.append(mark)
+            elif mark in _CLOSES and containers.pop() != _PAIRS[mark]:
+                break
+            if not containers:
+                return start
+    raise ValueError("it is no JSON")
+
+
+def _whole(field: Field) -> tuple[int, int]:
+    """Return where a value stands with its quotes."""
+    return field.start - field.is_string, field.stop + field.is_string
+
+
+def _copies(
+    view: memoryview, start: int, stop: int, secret: SecretBuffer
+) -> Iterator[tuple[int, int]]:
+    """Find where a text repeats a secret."""
+    with secret, memoryview(secret) as wanted:
+        size = len(wanted)
+        while start + size <= stop:
+            if view[start] == wanted[0] and view[start : start + size] == wanted:
+                yield start, start + size
+                start += size
+            else:
+                start += 1
+
+
+def _blanked(
+    view: memoryview, start: int, stop: int, spans: Sequence[tuple[tuple[int, int], str]]
+) -> bytes:
     pieces = []
     for (first, last), instead in spans:
-        pieces += [bytes(view[start:first]), instead.encode()]
-        start = last
+        if first >= start:
+            pieces += [bytes(view[start:first]), instead.encode()]
+        start = max(start, last)
     return b"".join([*pieces, bytes(view[start:stop])])
 
 
@@ -123,10 +278,16 @@ def _unescape(view: memoryview, field: Field) -> Field:
         plain = escape.start() - at
         view[stop : stop + plain] = view[at : escape.start()]
         at = escape.end()
-        # One character of the secret alone, which Python keeps anyway; beyond ASCII is no base64.
-        character = ord(_json(b'"%b"' % bytes(view[escape.start() : at])))
-        view[stop + plain] = min(character, 255)
-        stop += plain + 1
+        stop += plain
+        # One character of the secret alone.
+        try:
+            character = _json(b'"%b"' % bytes(view[escape.start() : at])).encode()
+        except UnicodeEncodeError:
+            character = None
+        if character is None:
+            raise ValueError("a secret in it is no text in Unicode")
+        view[stop : stop + len(character)] = character
+        stop += len(character)
     plain = field.stop - at
     view[stop : stop + plain] = view[at : field.stop]
-    return Field(field.name, field.start, stop + plain)
+    return field._replace(stop=stop + plain)

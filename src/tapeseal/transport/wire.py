@@ -23,7 +23,7 @@ from tapeseal import _core
 from tapeseal._core import SecretBuffer
 
 MAX_ANSWER: Final = 1 << 16
-"""The most bytes of an answer, head and all."""
+"""The most bytes of an answer, head and all, where a caller does not take more."""
 
 IDLE_SECONDS: Final = 30
 """How long a connection is kept for the next request."""
@@ -33,6 +33,7 @@ MAX_IDLE: Final = 10
 
 OP_CLEANSE_PLAINTEXT: Final = 0x2  # which Python 3.11 has no name for
 
+_MAX_HEAD = 1 << 15
 _MAX_LINE = 1024
 _HEAD_END = re.compile(rb"\r\n\r\n")
 _LINE_END = re.compile(rb"\r\n")
@@ -65,8 +66,8 @@ class WireError(Exception):
 
 
 class _TooLongError(WireError):
-    def __init__(self) -> None:
-        super().__init__("answer", f"the answer is longer than {MAX_ANSWER} bytes")
+    def __init__(self, most: int) -> None:
+        super().__init__("answer", f"the answer is longer than {most} bytes")
 
 
 class Route(NamedTuple):
@@ -93,7 +94,7 @@ class Answer(NamedTuple):
     buffer: SecretBuffer
     start: int
     stop: int
-    whole: bool  # False: an error's body was longer than MAX_ANSWER, and was left out
+    whole: bool  # False: an error's body was too long, and was left out
 
 
 class _Origin(NamedTuple):
@@ -165,11 +166,17 @@ def send(
     route: Route,
     deadline: float | None = None,
     *,
+    most: int = MAX_ANSWER,
+    once: bool = False,
     secret_headers: Mapping[str, Sequence[bytes | SecretBuffer]] | None = None,
 ) -> Answer:
     """Send a request, its body and secret headers in parts, and return the answer; redirects are not followed.
 
     On a kept connection that turns out closed before any answer, it is sent once more on a new one.
+
+    Args:
+        most: bytes of an answer, head and all.
+        once: do not send it again, whatever the connection turns out to be.
 
     Raises:
         WireError: no whole answer in time, or one that is not HTTP or too long.
@@ -188,10 +195,12 @@ def send(
                 connection = _Connection(server, route, _earliest(route.connect_timeout, deadline))
             by = _earliest(route.read_timeout, deadline)
             try:
-                answer, reusable = connection.exchange(request, by, head_only=method == "HEAD")
+                answer, reusable = connection.exchange(
+                    request, by, most, head_only=method == "HEAD"
+                )
             except WireError as problem:
                 connection.close()
-                if kept and problem.kind == "closed" and not connection.heard:
+                if kept and not once and problem.kind == "closed" and not connection.heard:
                     continue
                 raise
             except BaseException:
@@ -289,19 +298,20 @@ class _Connection:
             raise WireError("connect", problem) from error.with_traceback(None)
 
     def exchange(
-        self, request: SecretBuffer, by: float | None, *, head_only: bool
+        self, request: SecretBuffer, by: float | None, most: int, *, head_only: bool
     ) -> tuple[Answer, bool]:
         """Send a request and return its answer, and whether the connection can be used again."""
         self.heard = False
-        buffer = SecretBuffer(MAX_ANSWER, writable=True)
+        with request, memoryview(request) as view:
+            self._send(view, by)
+        reader = _Reader(self, by, most)
         try:
-            with request, memoryview(request) as view:
-                self._send(view, by)
-            with buffer, memoryview(buffer) as view:
-                return _Reader(self, view, by).read(buffer, head_only=head_only)
+            return reader.read(head_only=head_only)
         except BaseException:
-            buffer.close()
+            reader.buffer.close()
             raise
+        finally:
+            reader.release()
 
     def _send(self, view: memoryview, by: float | None) -> None:
         at = 0
@@ -343,21 +353,43 @@ class _Connection:
 
 
 class _Reader:
-    """Reads one answer into a view; the pieces of a chunked body are put together in place."""
+    """Reads one answer into a buffer that grows; the pieces of a chunked body are put together in place."""
 
-    def __init__(self, connection: _Connection, view: memoryview, by: float | None) -> None:
+    def __init__(self, connection: _Connection, by: float | None, most: int) -> None:
         self._connection = connection
-        self._view = view
         self._by = by
+        self._most = most
         self._have = 0
+        self._take(SecretBuffer(min(most, MAX_ANSWER), writable=True))
 
-    def read(self, buffer: SecretBuffer, *, head_only: bool) -> tuple[Answer, bool]:
-        """Return the answer, whose view is of `buffer`, and whether the connection can be used again."""
+    def _take(self, buffer: SecretBuffer) -> None:
+        self.buffer = buffer
+        buffer.__enter__()
+        self._view = memoryview(buffer)
+
+    def release(self) -> None:
+        """Leave the buffer to whoever has the answer."""
+        self._view.release()
+        self.buffer.__exit__(None, None, None)
+
+    def _grow(self, least: int) -> None:
+        old = self.buffer
+        if least > self._most:
+            raise _TooLongError(self._most)
+        larger = SecretBuffer(min(self._most, max(least, 2 * len(old))), writable=True)
+        with larger:
+            _core.copy_into(larger, 0, self._view[: self._have])
+        self.release()
+        old.close()
+        self._take(larger)
+
+    def read(self, *, head_only: bool) -> tuple[Answer, bool]:
+        """Return the answer, which is in `buffer`, and whether the connection can be used again."""
         start = 0
         status = 100
         for _ in range(4):  # at most three of kind 1xx before
             at = start
-            start = self._find(_HEAD_END, at, MAX_ANSWER // 2) + 4
+            start = self._find(_HEAD_END, at, _MAX_HEAD) + 4
             version, status, reason, headers = _parse_head(bytes(self._view[at : start - 4]))
             if status >= 200:
                 break
@@ -389,18 +421,18 @@ class _Reader:
             end = stop = start
             whole = False
         reusable = reusable and end == self._have
-        return Answer(status, reason, headers, buffer, start, stop, whole), reusable
+        return Answer(status, reason, headers, self.buffer, start, stop, whole), reusable
 
     def _more(self) -> bool:
         if self._have == len(self._view):
-            raise _TooLongError
+            self._grow(self._have + 1)
         count = self._connection.receive(self._view[self._have :], self._by)
         self._have += count
         return count > 0
 
     def _need(self, stop: int) -> None:
         if stop > len(self._view):
-            raise _TooLongError
+            self._grow(stop)
         while self._have < stop:
             if not self._more():
                 raise WireError("closed", "the connection ended before the answer did")
@@ -530,7 +562,7 @@ def _open_through(proxy: str, server: _Origin, by: float | None) -> socket.socke
         sock.sendall("\r\n".join([*lines, "", ""]).encode("latin-1"))
         answer = b""
         # Nothing can follow the head: in TLS it is for us to speak first.
-        while b"\r\n\r\n" not in answer and len(answer) < MAX_ANSWER // 2:
+        while b"\r\n\r\n" not in answer and len(answer) < _MAX_HEAD:
             sock.settimeout(_left(by))
             piece = sock.recv(4096)
             if not piece:

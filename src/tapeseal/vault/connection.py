@@ -1,5 +1,7 @@
 """One request to one Vault: TLS as the session wants it, and what a failure means for the next try."""
 
+import base64
+import json
 import os
 import re
 import ssl
@@ -95,7 +97,10 @@ def tls_context(
 
 
 class SessionAdapter(SecretAdapter):
-    """The transport's adapter of hvac with a session's deadlines.
+    """The transport's adapter of hvac with a session's deadlines, which finds what it wrote on every node.
+
+    A standby answers reads by itself, and may lag behind what the active node has taken. The index of the last write
+    goes along, and a standby that is not as far passes the request on to the active node.
 
     Args:
         timeout: seconds without a byte of an answer after which a request fails.
@@ -105,6 +110,8 @@ class SessionAdapter(SecretAdapter):
         super().__init__(*args, timeout=timeout, **kwargs)
         self._timeout = timeout
         self._of_thread = threading.local()
+        self._written: tuple[int, str] = (0, "")
+        self.session.hooks["response"].append(self._remember)
 
     @contextmanager
     def until(self, end: float) -> Iterator[None]:
@@ -116,13 +123,42 @@ class SessionAdapter(SecretAdapter):
         finally:
             self._of_thread.end = before
 
-    def request(self, *args: Any, **kwargs: Any) -> Any:
+    def _remember(self, answer: requests.Response, **_: Any) -> None:
+        index = answer.headers.get("X-Vault-Index", "")
+        if answer.request.method in ("GET", "LIST", "HEAD") or not index:
+            return
+        # Threads may get their answers in another order than the server gave them.
+        written = max(self._written, (_number(index), index))
+        self._written = written
+
+    def request(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str] | None = None,
+        raise_exception: bool = True,
+        **kwargs: Any,
+    ) -> Any:
         """Send a request to base_uri; see SecretAdapter."""
         end = getattr(self._of_thread, "end", None)
         left = self._timeout if end is None else end - time.monotonic()
         limits = (min(CONNECT_SECONDS, left), min(self._timeout, left))
         kwargs.setdefault("timeout", tuple(max(limit, _LEAST_SECONDS) for limit in limits))
-        return super().request(*args, **kwargs)
+        if self._written[1]:
+            consistent = {
+                "X-Vault-Index": self._written[1],
+                "X-Vault-Inconsistent": "forward-active-node",
+            }
+            headers = {**consistent, **(headers or {})}
+        return super().request(method, url, headers, raise_exception, **kwargs)
+
+
+def _number(index: str) -> int:
+    """Return the place of a write among all, as X-Vault-Index has it in base64 of JSON; 0 where it has it otherwise."""
+    try:
+        return int(json.loads(base64.b64decode(index))["value"])
+    except (ValueError, TypeError, LookupError):
+        return 0
 
 
 class TlsSender(SecretSender):

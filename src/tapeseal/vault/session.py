@@ -1,6 +1,5 @@
 """VaultSession: logged in to a Vault or an OpenBao, whatever happens to tokens and nodes."""
 
-import json
 import logging
 import math
 import queue
@@ -31,6 +30,7 @@ from tapeseal.datakey import first_few
 from tapeseal.errors import AccessDeniedError, ServiceUnavailableError, TapesealError
 from tapeseal.files import StrPath
 from tapeseal.secret import Secret
+from tapeseal.transport import Exchange
 from tapeseal.vault.connection import (
     SessionAdapter,
     TlsSender,
@@ -48,6 +48,7 @@ T = TypeVar("T")
 logger = logging.getLogger("tapeseal.vault")
 
 _DEADLINE = 10.0
+_MAX_ANSWER = 1 << 21
 _TIMEOUT = 3.0
 
 # Between two rounds over the addresses, and between two tries of the background to renew.
@@ -204,7 +205,7 @@ class VaultSession:
             body: the members of a JSON object.
             secret: which members of the answer are secret, as names joined by dots: "data.password". Each becomes a
                 Secret: a string its text, any other value its JSON text. "data.data.*" means every member of
-                data.data. A member that the answer lacks is no error.
+                data.data, or every element. What the answer lacks, null and "" stay as they are.
             idempotent: as for call(); None: all but POST and PATCH are.
             wrap_ttl: have Vault wrap the answer under a token of one use, for that long, such as "60s".
             deadline: seconds, instead of the session's.
@@ -215,19 +216,27 @@ class VaultSession:
         headers = {"X-Vault-Wrap-TTL": wrap_ttl} if wrap_ttl else {}
         if method == "PATCH":
             headers["Content-Type"] = "application/merge-patch+json"
-
-        def send(client: hvac.Client) -> Any:
-            fields = None if body is None else _exposed(body)
-            return client.adapter.request(method, f"/v1/{path}", headers, json=fields)
-
         if idempotent is None:
             idempotent = method not in ("POST", "PATCH")
-        answer = self.call(send, idempotent=idempotent, deadline=deadline)
-        if not isinstance(answer, dict):
-            return {}
-        for name in secret:
-            _hide(answer, name.split("."))
-        return answer
+        end = time.monotonic() + (self.deadline if deadline is None else deadline)
+        patterns = [tuple(each.split(".")) for each in secret]
+
+        def send(client: hvac.Client) -> dict[str, Any]:
+            with Exchange(
+                secret=patterns, deadline=end, most=_MAX_ANSWER, once=not idempotent
+            ) as exchange:
+                fields = None if body is None else _with_stand_ins(body, exchange)
+                answer = client.adapter.request(method, f"/v1/{path}", headers, json=fields)
+                if not isinstance(answer, dict):
+                    return {}
+                for place, text in exchange.take_all().items():
+                    parent: Any = answer
+                    for each in place[:-1]:
+                        parent = parent[each]
+                    parent[place[-1]] = Secret(text)
+                return answer
+
+        return self._enter(lambda: self._call(send, idempotent, end))
 
     def close(self, revoke: bool = False) -> None:
         """Stop the background and forget the token; closing again does nothing.
@@ -639,29 +648,15 @@ class _Wrapping:
         return _member(answer, "data")
 
 
-def _exposed(value: Any) -> Any:
+def _with_stand_ins(value: Any, exchange: Exchange) -> Any:
+    """Return a body with a stand-in for each Secret in it."""
     if isinstance(value, Secret):
-        return value.expose()
+        return exchange.stand_in(value.buffer)
     if isinstance(value, Mapping):
-        return {name: _exposed(each) for name, each in value.items()}
+        return {name: _with_stand_ins(each, exchange) for name, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_exposed(each) for each in value]
+        return [_with_stand_ins(each, exchange) for each in value]
     return value
-
-
-def _hide(parent: Any, path: list[str]) -> None:
-    names: list[Any] = []
-    if isinstance(parent, dict):
-        names = list(parent) if path[0] == "*" else [path[0]] if path[0] in parent else []
-    elif isinstance(parent, list) and path[0] == "*":
-        names = list(range(len(parent)))
-    for name in names:
-        if len(path) > 1:
-            _hide(parent[name], path[1:])
-        else:
-            value = parent[name]
-            text = value if isinstance(value, str) else json.dumps(value)
-            parent[name] = Secret.take(bytearray(text.encode()))
 
 
 def _member(answer: object, name: str) -> Mapping[str, Any]:

@@ -57,7 +57,7 @@ class VaultCheck:
             if part not in credential:
                 raise VerificationError(no_part(part, credential))
         with closing(json_of({part: credential[part] for part in _PARTS})) as body:
-            reply = self._post(self._login, body=[body], secret=[_TOKEN])
+            reply = self._post(self._login, body=[body], secret=[("auth", _TOKEN)])
         token = reply.secrets.get(_TOKEN)
         if token is not None:
             with token:

@@ -27,6 +27,7 @@ from tapeseal.secret import Secret
 
 if TYPE_CHECKING:
     from tapeseal.rotation.plan import PlannedSecret
+    from tapeseal.transport.scanner import Pattern
 
 ID: Final = "id"
 """The part of a credential that names the key at its issuer; nothing secret."""
@@ -70,8 +71,8 @@ class ApiKey:
     revoke, which destroys the old one.
 
     "http": an exchange issues it. POST `url` with {"label": ROTATION} answers a JSON object with `id` and the `parts`
-    of the key; GET `url` all keys that are alive, as a list of objects with `id` and `label`, or as an object of which
-    that list is a member; DELETE `url`/ID ends one. Who may do so proves it by the `admin_member` of the secret `admin`
+    of the key, or one of which these are in a member; GET `url` one with a list of all keys that are alive, objects
+    with `id` and `label`; DELETE `url`/ID ends one. Who may do so proves it by the `admin_member` of the secret `admin`
     in KV (MOUNT/PATH), which goes along in `header`, after `prefix`.
 
     "exec": commands do the same. They find TAPESEAL_SECRET, the secret's name, and TAPESEAL_ROTATION, which is the
@@ -197,9 +198,13 @@ class _HttpIssuer:
     def create(self, label: str) -> dict[str, Secret]:
         parts = self._options["parts"]
         body = json.dumps({_LABEL: label}).encode()
-        reply = self._send("POST", self._options["url"], [body], secret=parts)
+        # At the top of the answer, or one level down, as in {"data": …}.
+        places = [place for part in parts for place in ((part,), ("*", part))]
+        reply = self._send("POST", self._options["url"], [body], secret=places)
+        document = reply.document
         try:
-            key_id = reply.document.get(ID) if isinstance(reply.document, dict) else None
+            inner = [each for each in document.values() if isinstance(each, dict)]
+            key_id = next((each[ID] for each in (document, *inner) if ID in each), None)
             if not isinstance(key_id, str | int) or isinstance(key_id, bool) or key_id == "":
                 raise self._unknown("POST", f"no {ID}")
             if missing := [part for part in parts if part not in reply.secrets]:
@@ -210,12 +215,11 @@ class _HttpIssuer:
         return {**reply.secrets, ID: Secret.take(bytearray(str(key_id).encode()))}
 
     def list(self) -> Mapping[str, str]:
-        document = self._send("GET", self._options["url"]).document
-        if isinstance(document, dict):
-            document = next((each for each in document.values() if isinstance(each, list)), None)
-        if not isinstance(document, list) or not all(isinstance(each, dict) for each in document):
+        document = self._send("GET", self._options["url"], secret=[]).document
+        found = next((each for each in document.values() if isinstance(each, list)), None)
+        if found is None or not all(isinstance(each, dict) for each in found):
             raise self._unknown("GET", "no list of objects")
-        return {str(each.get(ID)): str(each.get(_LABEL)) for each in document}
+        return {str(each.get(ID)): str(each.get(_LABEL)) for each in found}
 
     def revoke(self, key_id: str) -> None:
         if not key_id.isascii() or not key_id.replace("-", "").replace("_", "").isalnum():
@@ -228,7 +232,7 @@ class _HttpIssuer:
         url: str,
         body: Sequence[bytes] = (),
         *,
-        secret: Sequence[str] = (),
+        secret: "Sequence[Pattern] | None" = None,
         gone: bool = False,
     ) -> Reply:
         options = self._options
@@ -250,7 +254,9 @@ class _HttpIssuer:
             )
         finally:
             wipe(members)
-        if reply.done or (gone and reply.status in (404, 410)):
+        if gone and (reply.done or reply.status in (404, 410)):
+            return reply
+        if reply.done and reply.document is not None:
             return reply
         wipe(reply.secrets)
         if reply.refused:

@@ -26,6 +26,9 @@ MARK: Final = "rotation"
 SETTINGS: Final[Mapping[str, Setting]] = {"path": Setting(str)}
 """Where the secret is: MOUNT/PATH, of which the mount is the first part."""
 
+FIRST: Final = "0"
+"""The version of what is in use, but not yet in KV."""
+
 _STALE = "check-and-set parameter did not match"
 
 
@@ -132,7 +135,7 @@ class Stored:
                 if _is_of(found, rotation):
                     rotation.facts["version"] = str(current)
                     return
-                before = rotation.facts.get("old_version")
+                before = _before(rotation)
                 if before != (None if found is None else str(current)):
                     raise RotationError(
                         f"{self.name} was changed by somebody else since the rotation began: version "
@@ -166,7 +169,7 @@ class Stored:
 
     def old(self, rotation: Rotation, names: tuple[str, ...]) -> Credential:
         """Return members of the version before the rotation; none where that was destroyed."""
-        before = rotation.facts.get("old_version")
+        before = _before(rotation)
         if before is None:
             return {}
         with self.read(before) as found:
@@ -178,7 +181,7 @@ class Stored:
         Raises:
             IrreversibleError: the version before is not there any more.
         """
-        before = rotation.facts.get("old_version")
+        before = _before(rotation)
         for _ in range(2):
             current = self.metadata()["current_version"]
             for version in range(current, int(before or 0), -1):
@@ -220,7 +223,7 @@ class Stored:
 
     def destroy_old(self, rotation: Rotation) -> None:
         """Destroy the version before the rotation; its number stays in the metadata."""
-        before = rotation.facts.get("old_version")
+        before = _before(rotation)
         if before is not None:
             self.destroy(before)
 
@@ -228,6 +231,12 @@ class Stored:
         """Destroy a version; again does nothing."""
         path = api_path(self.name, "destroy")
         ask(self._services.vault, "PUT", path, {"versions": [int(version)]})
+
+
+def _before(rotation: Rotation) -> str | None:
+    """Return the number of the version before; None where there was none, of which "0" too is the number."""
+    before = rotation.facts.get("old_version")
+    return None if before in (None, FIRST) else str(before)
 
 
 def _is_of(members: Mapping[str, Secret] | None, rotation: Rotation) -> bool:

@@ -1,0 +1,633 @@
+"""Break-glass: sealed emergency access that any m of n custodians open together, for a while and for a reason.
+
+    seal("vault.glass", {"token": secret}, {"alice": alice, "bob": bob, "carol": carol}, threshold=2)
+    request("vault.glass", "vault.request", reason="KMS outage, ticket 4711")     # whoever needs it
+    approve("vault.glass", "vault.request", alice_private, "alice.approval")      # each custodian, at home
+    with open_package("vault.glass", "vault.request", ["alice.approval", "bob.approval"]) as opened:
+        opened["token"]
+
+A package is a blob whose data key is shared among the custodians' public keys (docs/break-glass.md). An approval is the
+custodian's share, wrapped anew for a key that the request brought along and bound to that request: no custodian's
+private key leaves its machine, and whoever has approvals but not the request's key file opens nothing.
+
+Beside each package stands its drill: sealed for the same custodians, with nothing in it that opens anything.
+"""
+
+import base64
+import contextlib
+import getpass
+import hashlib
+import itertools
+import json
+import logging
+import math
+import os
+import re
+import socket
+import struct
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from types import TracebackType
+from typing import Any, Final, Self
+
+from tapeseal import _core, audit, blob
+from tapeseal._core import SecretBuffer
+from tapeseal.datakey import DataKey, Keyring
+from tapeseal.errors import (
+    AccessDeniedError,
+    DamagedError,
+    InvalidTag,
+    KeyUnavailableError,
+    NotATapeError,
+)
+from tapeseal.files import StrPath, new_file, sync_directory, write_all
+from tapeseal.header import Header
+from tapeseal.keyrings.public_key import PROVIDER, PublicKeyKeyring, create_key_pair
+from tapeseal.keyrings.quorum import Quorum
+from tapeseal.layout import Recipient
+from tapeseal.secret import Secret
+
+__all__ = ["Opened", "Package", "Request", "approve", "open_package", "request", "seal"]
+
+logger = logging.getLogger("tapeseal.break_glass")
+
+DEFAULT_SECONDS: Final = 3600
+COLLECTING_SECONDS: Final = 3600
+"""How long after a request its approvals can be collected."""
+
+_MAX_FILE_SIZE: Final = 1 << 20
+_MAX_REASON: Final = 500
+_MAX_TRIES: Final = 1000
+_PURPOSE, _DRILL_PURPOSE = "break-glass", "break-glass drill"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_LENGTH = struct.Struct("<I")
+
+
+@dataclass(frozen=True)
+class Package:
+    """What a package says of itself. Nobody has authenticated it before it is opened."""
+
+    path: str
+    id: str
+    """The 16 random bytes of its header, in hex."""
+    name: str
+    drill: bool
+    opens: tuple[str, ...]
+    """The secrets of the rotation plan that it gives access to, and that are rotated once it was opened."""
+    seconds: int
+    """The longest that access may be granted for."""
+    custodians: tuple[str, ...]
+    """Their names; the custodian at place i has the share of number i + 1."""
+    threshold: int
+
+    @classmethod
+    def read(cls, path: StrPath) -> Self:
+        """Read a package's header; needs no key.
+
+        Raises:
+            NotATapeError, DamagedError: it is no package, or it was changed.
+            OSError: it cannot be read.
+        """
+        return cls._of(os.fspath(path), _read_blob(path)[1])
+
+    @classmethod
+    def _of(cls, path: str, header: Header) -> Self:
+        context = header.content.encryption_context
+        try:
+            if context["purpose"] not in (_PURPOSE, _DRILL_PURPOSE):
+                raise ValueError
+            seconds = int(context["seconds"])
+            shares = [each.share for each in header.recipients]
+            custodians = tuple(context[f"custodian.{n + 1}"] for n in range(len(shares)))
+            thresholds = {share and (share[0], share[1]) for share in shares}
+            ((group, threshold),) = thresholds  # type: ignore[misc]
+            if group != 0 or [share[2] for share in shares if share] != list(
+                range(1, len(shares) + 1)
+            ):
+                raise ValueError
+            opens = tuple(filter(None, context["opens"].split(",")))
+            name = context["name"]
+        except (KeyError, ValueError, TypeError):
+            raise NotATapeError(f"{path} is no break-glass package") from None
+        drill = context["purpose"] == _DRILL_PURPOSE
+        return cls(path, header.tape_id.hex(), name, drill, opens, seconds, custodians, threshold)
+
+
+@dataclass(frozen=True)
+class Request:
+    """Who asks for what, why and for how long."""
+
+    package: str
+    """The id of the package."""
+    name: str
+    drill: bool
+    reason: str
+    requester: str
+    made: str
+    expires: str
+    """When it can no longer be approved or opened: ISO 8601, UTC."""
+    seconds: int
+    """How long access is asked for."""
+    public_key: str
+    """In PEM: what approvals are wrapped under."""
+    digest: str = ""
+    """SHA-256 of its file, in hex: what approvals are bound to."""
+
+    @property
+    def fingerprint(self) -> str:
+        """What requester and custodian compare over a line that nobody else controls, 80 bits of the digest.
+
+        Who swapped the request's key for one of his own has another fingerprint.
+        """
+        shown = base64.b32encode(bytes.fromhex(self.digest)[:10]).decode()
+        return "-".join(shown[at : at + 4] for at in range(0, 16, 4))
+
+    @classmethod
+    def read(cls, path: StrPath) -> Self:
+        """Read a request.
+
+        Raises:
+            DamagedError: it is no request.
+            OSError: it cannot be read.
+        """
+        text = _read_file(path)
+        fields = _parse(text, "request", set(cls.__dataclass_fields__) - {"digest"}, path)
+        digest = hashlib.sha256(b"tapeseal break-glass request\0" + text).hexdigest()
+        try:
+            made = cls(**fields, digest=digest)
+            well = (
+                all(isinstance(getattr(made, name), str) for name in _TEXTS)
+                and type(made.drill) is bool
+                and type(made.seconds) is int
+                and made.seconds > 0
+                and datetime.fromisoformat(made.expires).tzinfo is not None
+            )
+        except (TypeError, ValueError):
+            well = False
+        if not well:
+            raise DamagedError(f"{os.fspath(path)} is no break-glass request", 0)
+        return made
+
+    def check(self, package: Package) -> None:
+        """Raise AccessDeniedError unless the request is for this package, and not too old."""
+        if self.package != package.id or self.drill != package.drill or self.name != package.name:
+            raise AccessDeniedError(
+                f"the request is for another package ({self.name}) than {package.path}"
+            )
+        if datetime.now(UTC) >= datetime.fromisoformat(self.expires):
+            raise AccessDeniedError(
+                f"the request expired at {self.expires}: make another, and have that approved"
+            )
+        if self.seconds > package.seconds:
+            raise AccessDeniedError(
+                f"the request asks for {self.seconds} s; the package grants {package.seconds} at most"
+            )
+
+
+_TEXTS = ("package", "name", "reason", "requester", "made", "expires", "public_key")
+
+
+def seal(
+    path: StrPath,
+    secrets: Mapping[str, Secret],
+    custodians: Mapping[str, Keyring],
+    threshold: int,
+    *,
+    name: str | None = None,
+    opens: Sequence[str] = (),
+    seconds: int = DEFAULT_SECONDS,
+) -> None:
+    """Seal secrets so that any `threshold` of the custodians open them together, and a drill beside them.
+
+    Args:
+        path: of the package, made or replaced; its drill stands at path.drill.
+        secrets: by their names; they stay their owner's.
+        custodians: keyrings over their public keys by their names, 2 to 32.
+        threshold: at least 2.
+        name: of the package; None: that of the file.
+        opens: names of the secrets in the rotation plan that this gives access to.
+        seconds: the longest that access may be granted for.
+
+    Raises:
+        ValueError: names, numbers or sizes that a package cannot have.
+        KeyUnavailableError: a custodian's key could not be used.
+        OSError: a file could not be written; the one that was there stays.
+    """
+    path = os.fspath(path)
+    name = os.path.basename(path) if name is None else name
+    for each in (name, *secrets, *custodians, *opens):
+        if not _NAME.fullmatch(each):
+            raise ValueError(f"{each!r} is no name: letters, digits, '.', '_' and '-', at most 64")
+    if not secrets:
+        raise ValueError("there is nothing to seal")
+    if len(custodians) > 32:
+        raise ValueError(f"{len(custodians)} custodians; 32 are possible")
+    if not 1 <= seconds <= 7 * 86400:
+        raise ValueError("access is granted for a second to a week")
+    quorum = Quorum(threshold, list(custodians.values()))
+    context = {"name": name, "opens": ",".join(opens), "seconds": str(seconds)}
+    context |= {f"custodian.{n}": each for n, each in enumerate(custodians, 1)}
+    with audit.operation("break-glass.seal", name, custodians=",".join(custodians)):
+        plain = _pack(secrets)
+        with contextlib.closing(plain), plain:
+            package = blob.encrypt(
+                plain, keyring=quorum, encryption_context={"purpose": _PURPOSE, **context}
+            )
+        drill = blob.encrypt(
+            b"a drill", keyring=quorum, encryption_context={"purpose": _DRILL_PURPOSE, **context}
+        )
+        for target, content in ((path + ".drill", drill), (path, package)):
+            _write(target, content, replace=True)
+
+
+def request(
+    package: StrPath,
+    path: StrPath,
+    *,
+    reason: str,
+    seconds: int | None = None,
+    requester: str | None = None,
+) -> str:
+    """Ask for access: write a request for the custodians, and its key file for oneself at path.key.
+
+    Args:
+        package: what is to be opened, or its drill.
+        path: of the request, where there is nothing yet.
+        reason: why; what the custodians and the audit log read.
+        seconds: how long access is needed; None: as long as the package grants.
+        requester: who; None: user and host.
+
+    Returns:
+        The fingerprint to tell the custodians.
+
+    Raises:
+        ValueError: no reason, or longer than the package grants.
+        FileExistsError: there is a file already.
+    """
+    found = Package.read(package)
+    reason = " ".join(reason.split())
+    if not reason or len(reason) > _MAX_REASON or not reason.isprintable():
+        raise ValueError(f"a request has a reason, of at most {_MAX_REASON} characters")
+    seconds = found.seconds if seconds is None else seconds
+    if not 1 <= seconds <= found.seconds:
+        raise ValueError(f"the package grants a second to {found.seconds} s, not {seconds}")
+    path = os.fspath(path)
+    if os.path.lexists(path):
+        raise FileExistsError(17, "the file exists", path)
+    key_file = f"{path}.key"
+    create_key_pair(key_file)
+    with open(f"{key_file}.pub", encoding="ascii") as file:
+        public = file.read()
+    os.unlink(f"{key_file}.pub")  # The request has it.
+    now = datetime.now(UTC).replace(microsecond=0)
+    made = Request(
+        found.id,
+        found.name,
+        found.drill,
+        reason,
+        requester or f"{getpass.getuser()}@{socket.gethostname()}",
+        now.isoformat(),
+        (now + timedelta(seconds=COLLECTING_SECONDS)).isoformat(),
+        seconds,
+        public,
+    )
+    with audit.operation("break-glass.request", found.name, reason=reason, drill=int(found.drill)):
+        fields = asdict(made)
+        del fields["digest"]
+        _write(path, _build("request", fields), replace=False)
+    return Request.read(path).fingerprint
+
+
+def approve(
+    package: StrPath,
+    request: StrPath,
+    keyring: Keyring,
+    path: StrPath,
+    *,
+    fingerprint: str,
+) -> str:
+    """Grant a request: take this custodian's share and wrap it for the request's key.
+
+    Args:
+        package: the package that the request is for, or its drill.
+        request: the request's file.
+        keyring: over the custodian's private key.
+        path: of the approval, where there is nothing yet.
+        fingerprint: what the requester said, in person or over the telephone.
+
+    Returns:
+        The custodian's name.
+
+    Raises:
+        AccessDeniedError: another fingerprint, another package, or a request that has expired.
+        KeyUnavailableError: no share is wrapped for this key.
+        DamagedError: the share, or what the package says of itself, was changed.
+    """
+    _, header = _read_blob(package)
+    found = Package._of(os.fspath(package), header)
+    asked = Request.read(request)
+    asked.check(found)
+    if _plain(fingerprint) != _plain(asked.fingerprint):
+        raise AccessDeniedError(
+            "the fingerprint is not the one of this request: ask whoever made it once more, and if it "
+            "stays so, somebody has put another request in its place"
+        )
+    operator = PublicKeyKeyring.of_public_half(asked.public_key.encode(), f"the key of {request}")
+    context = header.content.encryption_context
+    reasons: list[str] = []
+    for each in header.recipients:
+        assert each.share is not None
+        try:
+            share = keyring.unwrap([each._replace(share=None)], context)
+        except KeyUnavailableError as error:
+            reasons.append(str(error))
+            continue
+        except InvalidTag as error:
+            raise DamagedError(str(error), 0) from None
+        custodian = found.custodians[each.share[2] - 1]
+        with (
+            share,
+            audit.operation(
+                "break-glass.approve",
+                found.name,
+                custodian=custodian,
+                reason=asked.reason,
+                requester=asked.requester,
+                drill=int(found.drill),
+            ),
+        ):
+            (wrapped,) = operator.wrap(share, _bound(context, asked))
+            approval = {
+                "request": asked.digest,
+                "custodian": custodian,
+                "share": each.share[2],
+                "approved": datetime.now(UTC).replace(microsecond=0).isoformat(),
+                "wrapped": wrapped.wrapped,
+            }
+            _write(path, _build("approval", approval), replace=False)
+        logger.critical(
+            "break-glass: %s has approved %s for %s: %s",
+            custodian,
+            found.name,
+            asked.requester,
+            asked.reason,
+        )
+        return custodian
+    raise KeyUnavailableError(f"no share of {found.path} is wrapped for this key: {reasons[0]}")
+
+
+class Opened(Mapping[str, Secret]):
+    """The secrets of an open package, for as long as was granted; a context manager that wipes them on exit."""
+
+    def __init__(
+        self, package: Package, request: Request, approved_by: Sequence[str], content: SecretBuffer
+    ) -> None:
+        self.package = package
+        self.request = request
+        self.approved_by = tuple(approved_by)
+        self.until = time.monotonic() + request.seconds
+        """A `time.monotonic()` at which access ends."""
+        self._secrets = {} if package.drill else dict(_unpack(content))
+
+    def __getitem__(self, name: str) -> Secret:
+        if time.monotonic() >= self.until:
+            self.close()
+            raise AccessDeniedError(f"the time granted for {self.package.name} is over")
+        return self._secrets[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._secrets)
+
+    def __len__(self) -> int:
+        return len(self._secrets)
+
+    @property
+    def seconds_left(self) -> float:
+        """How long access lasts yet."""
+        return max(self.until - time.monotonic(), 0.0)
+
+    def close(self) -> None:
+        """Wipe the secrets; closing again does nothing."""
+        for secret in self._secrets.values():
+            secret.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Opened {self.package.name}>"
+
+
+def open_package(package: StrPath, request: StrPath, approvals: Sequence[StrPath]) -> Opened:
+    """Open a package with the approvals of a request, whose key file stands beside it; of a drill, none of it.
+
+    Of more approvals than are needed a wrong one does no harm.
+
+    Raises:
+        AccessDeniedError: too few approvals, some of another request, or the request has expired.
+        KeyUnavailableError: the request's key file is not there.
+        DamagedError: the package or an approval was changed.
+    """
+    raw, header = _read_blob(package)
+    found = Package._of(os.fspath(package), header)
+    asked = Request.read(request)
+    asked.check(found)
+    shares: dict[int, tuple[str, Recipient]] = {}
+    keyring = PublicKeyKeyring(f"{os.fspath(request)}.key")
+    for path in approvals:
+        number, wrapped = _read_approval(path, asked)
+        if not 1 <= number <= len(found.custodians):
+            raise DamagedError(f"{os.fspath(path)} holds a share that {found.path} has not", 0)
+        recipient = Recipient(PROVIDER, keyring.key_id, wrapped)
+        shares[number] = found.custodians[number - 1], recipient
+    if len(shares) < found.threshold:
+        have = ", ".join(name for name, _ in shares.values()) or "nobody"
+        raise AccessDeniedError(
+            f"{found.threshold} custodians have to approve {found.name}; so far {have} did"
+        )
+    with audit.operation(
+        "break-glass.open",
+        found.name,
+        reason=asked.reason,
+        requester=asked.requester,
+        custodians=",".join(name for name, _ in shares.values()),
+        seconds=asked.seconds,
+        drill=int(found.drill),
+    ):
+        context = _bound(header.content.encryption_context, asked)
+        content, used = _open_with_any(raw, keyring, shares, found.threshold, context)
+        with contextlib.closing(content):
+            opened = Opened(found, asked, [shares[number][0] for number in used], content)
+    logger.critical(
+        "break-glass: %s was opened by %s for %d s, approved by %s: %s",
+        found.name + (" (drill)" if found.drill else ""),
+        asked.requester,
+        asked.seconds,
+        ", ".join(opened.approved_by),
+        asked.reason,
+    )
+    return opened
+
+
+class _Approvals:
+    """A keyring over the shares that approvals brought, whatever recipients a header has."""
+
+    def __init__(
+        self, keyring: Keyring, shares: Mapping[int, Recipient], context: Mapping[str, str]
+    ) -> None:
+        self._keyring = keyring
+        self._shares = shares
+        self._context = context
+
+    def unwrap(
+        self, recipients: Sequence[Recipient], encryption_context: Mapping[str, str]
+    ) -> DataKey:
+        """Put the data key together."""
+        shares: dict[int, DataKey] = {}
+        try:
+            for number, recipient in self._shares.items():
+                shares[number] = self._keyring.unwrap([recipient], self._context)
+            return DataKey.combine(shares)
+        finally:
+            for share in shares.values():
+                share.close()
+
+
+def _open_with_any(
+    raw: bytes,
+    keyring: Keyring,
+    shares: Mapping[int, tuple[str, Recipient]],
+    threshold: int,
+    context: Mapping[str, str],
+) -> tuple[SecretBuffer, tuple[int, ...]]:
+    """Open a package with the first shares, as many as are needed, that give its key, and say which."""
+    failure: DamagedError | None = None
+    tries = itertools.combinations(sorted(shares), threshold)
+    for numbers in itertools.islice(tries, _MAX_TRIES):
+        chosen = {number: shares[number][1] for number in numbers}
+        approved = _Approvals(keyring, chosen, context)
+        try:
+            return blob.decrypt_secret(raw, keyring=approved), numbers  # type: ignore[arg-type]
+        except DamagedError as error:
+            failure = error
+    names = ", ".join(name for name, _ in shares.values())
+    problem = failure.problem if failure else "no approvals"
+    if math.comb(len(shares), threshold) > 1:
+        problem += f"; no {threshold} of the approvals open it"
+    raise DamagedError(
+        f"the package, or an approval of {names}, was changed: {problem}", 0
+    ) from None
+
+
+def _read_approval(path: StrPath, request: Request) -> tuple[int, str]:
+    fields = _parse(
+        _read_file(path),
+        "approval",
+        {"request", "custodian", "share", "approved", "wrapped"},
+        path,
+    )
+    number, wrapped = fields["share"], fields["wrapped"]
+    if type(number) is not int or not isinstance(wrapped, str):
+        raise DamagedError(f"{os.fspath(path)} is no break-glass approval", 0)
+    if fields["request"] != request.digest:
+        raise AccessDeniedError(f"{os.fspath(path)} approves another request")
+    return number, wrapped
+
+
+def _bound(context: Mapping[str, str], request: Request) -> dict[str, str]:
+    """Return the encryption context of a share in an approval, which binds it to package and request."""
+    return {**context, "request": request.digest}
+
+
+def _plain(fingerprint: str) -> str:
+    return re.sub(r"[\s-]", "", fingerprint).upper()
+
+
+# Secrets in one buffer: each name and each value behind its length.
+
+
+def _pack(secrets: Mapping[str, Secret]) -> SecretBuffer:
+    parts = [part for name, secret in secrets.items() for part in (name.encode(), secret.buffer)]
+    size = sum(_LENGTH.size + len(part) for part in parts)
+    if size > _MAX_FILE_SIZE // 2:
+        raise ValueError(
+            f"the secrets have {size} bytes in all; {_MAX_FILE_SIZE // 2} are possible"
+        )
+    packed = SecretBuffer(size, writable=True)
+    at = 0
+    with packed, memoryview(packed) as target:
+        for part in parts:
+            at += _core.copy_into(target, at, _LENGTH.pack(len(part)))
+            if isinstance(part, bytes):
+                at += _core.copy_into(target, at, part)
+            else:
+                with part:
+                    at += _core.copy_into(target, at, part)
+    return packed
+
+
+def _unpack(content: SecretBuffer) -> Iterator[tuple[str, Secret]]:
+    with content, memoryview(content) as view:
+        at = 0
+        while at < len(view):
+            ends = []
+            for _ in range(2):
+                (length,) = _LENGTH.unpack_from(view, at)
+                at += _LENGTH.size
+                ends.append((at, at + length))
+                at += length
+            (start, stop), (first, last) = ends
+            copy = SecretBuffer(last - first, writable=True)
+            with copy, memoryview(copy) as target:
+                _core.copy_into(target, 0, view[first:last])
+            yield bytes(view[start:stop]).decode(), Secret(copy)
+
+
+# Files
+
+
+def _read_blob(path: StrPath) -> tuple[bytes, Header]:
+    raw = _read_file(path)
+    with memoryview(raw) as view:
+        return raw, blob.read_header(view)
+
+
+def _read_file(path: StrPath) -> bytes:
+    with open(path, "rb") as file:
+        text = file.read(_MAX_FILE_SIZE + 1)
+    if len(text) > _MAX_FILE_SIZE:
+        raise DamagedError(f"{os.fspath(path)} has more than {_MAX_FILE_SIZE} bytes", 0)
+    return text
+
+
+def _build(what: str, fields: Mapping[str, Any]) -> bytes:
+    return json.dumps({"format": f"tapeseal break-glass {what} v1", **fields}, indent=1).encode()
+
+
+def _parse(text: bytes, what: str, members: set[str], path: StrPath) -> dict[str, Any]:
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError):
+        fields = None
+    if isinstance(fields, dict):
+        form = fields.pop("format", None)
+        if form == f"tapeseal break-glass {what} v1" and fields.keys() == members:
+            return fields
+    raise DamagedError(f"{os.fspath(path)} is no break-glass {what}", 0)
+
+
+def _write(path: StrPath, content: bytes, *, replace: bool) -> None:
+    with new_file(path, 0o644, replace=replace) as fd:
+        write_all(fd, content)
+        os.fsync(fd)
+    sync_directory(path)

@@ -1,0 +1,43 @@
+# Administrators: write secrets that they cannot read, retire keys, hand out logins, and cut off whoever was compromised.
+# They change no policy and no auth method: whoever does that is root in all but name, and comes by break-glass.
+@{admin_environments}
+# Logins: wrapped secret ids alone, which nobody reads on their way.
+path "auth/approle/role/+/secret-id" {
+  capabilities     = ["create", "update"]
+  min_wrapping_ttl = "1s"
+  max_wrapping_ttl = "300s"
+}
+path "auth/approle/role/+/role-id" {
+  capabilities = ["read"]
+}
+path "auth/approle/role/+/secret-id-accessor/destroy" {
+  capabilities = ["create", "update"]
+}
+
+# Immediate revocation on compromise.
+path "sys/leases/lookup/*" {
+  capabilities = ["list", "sudo"]
+}
+path "sys/leases/revoke-prefix/*" {
+  capabilities = ["create", "update", "sudo"]
+}
+path "auth/token/revoke-accessor" {
+  capabilities = ["create", "update"]
+}
+path "pki/revoke" {
+  capabilities = ["create", "update"]
+}
+
+# What there is to see.
+path "sys/policies/acl/*" {
+  capabilities = ["read"]
+}
+path "sys/policies/acl" {
+  capabilities = ["list"]
+}
+path "sys/metrics" {
+  capabilities = ["read"]
+}
+path "sys/audit" {
+  capabilities = ["read", "sudo"]
+}
