@@ -85,7 +85,7 @@ def request(
         RotationError: the answer is none that such a request can have.
     """
     content = {"content-type": "application/json"} if body else {}
-    problem = ""
+    failure: RotationError | ServiceUnavailableError
     try:
         answer = wire.send(
             method,
@@ -98,18 +98,24 @@ def request(
             secret_headers=secret_headers,
         )
     except wire.WireError as error:
-        problem = f"{method} {url}: {error}"
-    if problem:
-        raise ServiceUnavailableError(problem)
+        failure = ServiceUnavailableError(f"{method} {url}: {error}")
+    except ValueError as error:
+        failure = RotationError(f"{method} {url} cannot be sent: {error}")
+    else:
+        return _reply(answer, f"{method} {url}", secret)
+    raise failure
+
+
+def _reply(answer: wire.Answer, what: str, secret: Sequence[Pattern] | None) -> Reply:
     with closing(answer.buffer), answer.buffer, memoryview(answer.buffer) as view:
         if answer.status >= 500 or answer.status in _BUSY:
-            raise ServiceUnavailableError(f"{method} {url} answers {answer.status}")
+            raise ServiceUnavailableError(f"{what} answers {answer.status}")
         if secret is None or not 200 <= answer.status < 300 or answer.start == answer.stop:
             return Reply(answer.status, None, {})
         try:
             text, fields = redact(view, answer.start, answer.stop, secret)
         except ValueError as error:
-            problem = f"the answer to {method} {url}: {error}"
+            problem = f"the answer to {what}: {error}"
         else:
             secrets = {
                 str(each.place[-1]): Secret(SecretBuffer.take(view[each.start : each.stop]))
