@@ -180,6 +180,7 @@ def test_dry_run(run: Run, vault: Server, tmp_path: Path) -> None:
     assert [] == Service(tmp_path / "db").made()
 
 
+@pytest.mark.server
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -255,6 +256,7 @@ def test_take_over(run: Run, vault: Server) -> None:
     assert (0, "db: waiting for recorder\n") == run("run", "db", "--take-over")[:2]
 
 
+@pytest.mark.server
 def test_vault_that_cannot_be_used(
     run: Run, vault: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -390,6 +392,7 @@ def test_daemon_that_is_ended(
     assert [report["rotation"]["id"]] == [each.name for each in (tmp_path / "alive").iterdir()]
 
 
+@pytest.mark.server
 def test_one_daemon(daemon: Callable[[], "subprocess.Popen[str]"], tmp_path: Path) -> None:
     """A second daemon on the same journal ends at once."""
     exec_plan(tmp_path, os.urandom(4).hex())
