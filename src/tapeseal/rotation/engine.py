@@ -31,6 +31,7 @@ from typing import Final, Self, TypeVar
 
 from tapeseal import audit
 from tapeseal.errors import (
+    AuditError,
     IrreversibleError,
     RotationError,
     ServiceUnavailableError,
@@ -60,6 +61,9 @@ BACK: Final = ("restore", "recheck", "discard", "clean")
 _CHANGING: Final = {"claim", "generate", "store", "deploy", "revoke"}
 # A failure of these goes back. Before, nothing was done; from `revoke` on there is no way back.
 _REVERSIBLE: Final = {"generate", "store", "deploy", "verify"}
+
+# What leaves a rotation as it is, to be gone on with: a step of which there is no audit entry counts as not done.
+_LATER: Final = (ServiceUnavailableError, AuditError)
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _FIRST_RETRY, _LONGEST_RETRY = timedelta(hours=1), timedelta(days=1)
@@ -499,7 +503,7 @@ class _Work:
                 self._observe(step, start, False)
                 if not self._failed(step, error, pauses):
                     return
-                pauses += isinstance(error, ServiceUnavailableError)
+                pauses += isinstance(error, _LATER)
                 continue
             if not done:
                 return
@@ -561,7 +565,7 @@ class _Work:
         """Note a failure, and return whether there is something to go on with."""
         record = self.record
         text = self._describe(error)
-        if isinstance(error, ServiceUnavailableError):
+        if isinstance(error, _LATER):
             pause = min(_FIRST_PAUSE * 2.0 ** min(pauses, 10), _LONGEST_PAUSE)
             pause *= random.uniform(0.5, 1.0)
             again = time.monotonic() + pause < self.end
@@ -605,10 +609,13 @@ class _Work:
             return
         self.record.alarm = text
         logger.error("%s: %s (rotation %s)", self.secret.name, text, self.record.id)
-        with audit.operation(
-            "rotation.alarm", self.secret.name, rotation=self.record.id, alarm=text
-        ):
-            pass
+        try:
+            with audit.operation(
+                "rotation.alarm", self.secret.name, rotation=self.record.id, alarm=text
+            ):
+                pass
+        except AuditError as error:
+            logger.error("%s: %s", self.secret.name, error)
 
     def _write(self, event: str, step: str, detail: str = "", known: Known | None = None) -> None:
         self.engine.journal.write(
