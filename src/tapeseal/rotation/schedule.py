@@ -208,18 +208,17 @@ def _hours_open(window: Window, at: datetime, length: timedelta) -> datetime | N
     """Return the first moment at or after `at` from which on days and hours allow that length."""
     if window.days == DAYS and window.hours is None:
         return at
-    spans: list[tuple[datetime, datetime]] = []
     today = at.astimezone(window.zone).date()
+    span: tuple[datetime, datetime] | None = None
+    # Two weeks: of days that are all named, as with two that follow each other, many may make one span.
     for number in range(-1, 16):
         day = today + number * _DAY
         if DAYS[day.weekday()] not in window.days:
             continue
         start, end = _span(window, day)
-        if spans and spans[-1][1] >= start:
-            spans[-1] = spans[-1][0], end
-        else:
-            spans.append((start, end))
-    for start, end in spans:
+        if span is not None and span[1] >= start:
+            start = span[0]
+        span = start, end
         begin = max(start, at)
         if begin + length <= end:
             return begin
