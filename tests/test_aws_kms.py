@@ -9,16 +9,15 @@ import os
 import pickle
 import re
 import socket
-import threading
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 import tapeseal
+from servers.answers import Answers
 from servers.certs import Authority
-from servers.kms import ACCOUNT, REGION, kms_server
+from servers.kms import ACCOUNT, REGION, kms_server, make_clients_once
 from support import TICK, child, leaks, ticks
 from tapeseal._core import SecretBuffer
 from tapeseal.datakey import DataKey
@@ -30,7 +29,6 @@ from tapeseal.errors import (
     WrappedKeyError,
     WrappingKeyError,
 )
-from tapeseal.keyrings import aws_kms
 from tapeseal.keyrings.any_of import AnyOf
 from tapeseal.keyrings.aws_kms import AwsKmsKeyring
 from tapeseal.layout import Recipient
@@ -72,22 +70,10 @@ def become(monkeypatch):
     return become
 
 
-CLIENTS = {}
-
-
 @pytest.fixture(autouse=True)
 def _clients(monkeypatch):
-    """Make each boto3 client once, for that takes longer than most tests; the keyrings are new ones."""
-    make = aws_kms._make_client
-
-    def make_once(*settings):
-        user = [value for name, value in os.environ.items() if name.startswith("AWS_")]
-        settings_key = repr((settings, user))
-        if settings_key not in CLIENTS:
-            CLIENTS[settings_key] = make(*settings)
-        return CLIENTS[settings_key]
-
-    monkeypatch.setattr(aws_kms, "_make_client", make_once)
+    """Make each boto3 client once; the keyrings are new ones."""
+    make_clients_once(monkeypatch)
 
 
 @pytest.fixture
@@ -714,44 +700,10 @@ def test_nothing_answers(kms, ring, key):
         kms.resume()
 
 
-class Answers:
-    """A server on loopback that answers every request with the same bytes."""
-
-    def __init__(self):
-        answers = self
-        self.answer = b""
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                self.rfile.read(int(self.headers["Content-Length"]))
-                self.wfile.write(answers.answer)
-                self.close_connection = True
-
-            def log_message(self, *_):
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"http://127.0.0.1:{self.server.server_port}"
-        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
-        self.thread.start()
-
-    def set(self, body, status=200, size=None, kind="application/x-amz-json-1.1", headers=""):
-        body = body if isinstance(body, bytes) else json.dumps(body).encode()
-        size = len(body) if size is None else size
-        head = f"HTTP/1.1 {status} X\r\nContent-Type: {kind}\r\n{headers}Content-Length: {size}"
-        self.answer = head.encode() + b"\r\n\r\n" + body
-
-    def close(self):
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
-
-
 @pytest.fixture(scope="module")
 def answers():
-    server = Answers()
-    yield server
-    server.close()
+    with Answers() as server:
+        yield server
 
 
 ARN = f"arn:aws:kms:{REGION}:{ACCOUNT}:key/1234abcd-12ab-34cd-56ef-1234567890ab"
@@ -1117,10 +1069,10 @@ def test_uris(kms, become, key, alias, answers):
     )
     discovery.unwrap(recipients, CONTEXT)
     assert {"999999999999", ACCOUNT} == discovery.accounts
-    settings = discovery._client.meta.config
+    settings = discovery._connection._client.meta.config
     assert (5.0, 30.0) == (settings.connect_timeout, settings.read_timeout)
     assert 1 == settings.retries["total_max_attempts"]
-    settings = keyring._client.meta.config
+    settings = keyring._connection._client.meta.config
     assert (1.0, 2.0) == (settings.connect_timeout, settings.read_timeout)
     assert {"total_max_attempts": 3, "mode": "standard"} == settings.retries
     several = tapeseal.keyring([start, f"aws-kms:{key}?endpoint_url={kms.address}"])
@@ -1161,7 +1113,7 @@ def test_without_boto3():
             print(error)
     """
     done = child(code)
-    assert ("AwsKmsKeyring needs boto3: pip install 'tapeseal[aws]'\n", "") == (
+    assert ("AWS KMS needs boto3: pip install 'tapeseal[aws]'\n", "") == (
         done.stdout,
         done.stderr,
     )

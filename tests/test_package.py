@@ -30,6 +30,7 @@ LAYERS = [
     {"keyrings"},
     {"break_glass", "signing"},
     {"custody", "rotation"},
+    {"audit_log"},
     {"doctor", "templates"},
     {"cli"},
     {"__init__", "__main__"},

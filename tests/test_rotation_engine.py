@@ -18,7 +18,10 @@ from rotation_world import CANARY, Service, write_plan
 from servers.bao import Cluster, Server, SingleServer
 from servers.fault_proxy import FaultProxy
 from support import TESTS
-from tapeseal.errors import RotationError
+from tapeseal import audit
+from tapeseal.audit_log.log import AuditLog, create_log
+from tapeseal.errors import AuditError, RotationError
+from tapeseal.keyrings.local import LocalKeyring
 from tapeseal.rotation import acknowledge, journal, paths
 from tapeseal.rotation.engine import STEPS, Engine, Outcome
 from tapeseal.rotation.journal import Journal, Record
@@ -802,6 +805,71 @@ def test_canary_is_nowhere(make: Callable[..., World], caplog: pytest.LogCapture
     assert [] == [each.name for each in files if stat.S_IMODE(each.stat().st_mode) != 0o600]
     assert CANARY not in caplog.text
     assert CANARY not in repr(outcomes)
+
+
+# Audit
+
+
+@pytest.fixture
+def audit_log(tmp_path: Path, keyring: LocalKeyring) -> Iterator[Path]:
+    """An audit log of this process."""
+    path = tmp_path / "audit.log"
+    create_log(path, keyring=keyring)
+    with AuditLog(path, keyring=keyring) as log:
+        audit.start(log)
+        yield path
+        audit.stop()
+
+
+def test_audit_of_each_step(make: Callable[..., World], audit_log: Path) -> None:
+    """The audit log has each step of a rotation and how it ended, an alarm too, and no password."""
+    here = make("db", more='consumers = ["recorder"]\ngrace = "0s"')
+    here.rotate("db")
+    record = record_of(here.rotate("db"))
+    here.acknowledge("db", "recorder", "2")
+    here.rotate("db")
+    entries = [json.loads(line) for line in audit_log.read_text().splitlines()]
+    found = [
+        each["action"].removeprefix("rotation.")
+        for each in entries
+        if each.get("details", {}).get("rotation") == record.id
+    ]
+    assert [*STEPS[:5], "alarm", *STEPS[5:]] == found
+    assert ["rotation.acknowledge"] == [
+        each["action"] for each in entries if each.get("details", {}).get("consumer") == "recorder"
+    ]
+    assert CANARY not in audit_log.read_text()
+
+
+class BrokenLog:
+    """An audit log that cannot take the entries of a step, so many times."""
+
+    def __init__(self, action: str, times: int) -> None:
+        self.action = action
+        self.left = times
+
+    def check(self) -> None:
+        """Say nothing."""
+
+    def append(self, entry: audit.operation) -> None:
+        """Take an entry, or not."""
+        if entry.action == self.action and self.left:
+            self.left -= 1
+            raise AuditError("the disk is full")
+
+
+@pytest.mark.parametrize("step", ["generate", "store", "deploy", "revoke"])
+def test_step_without_an_entry_is_done_again(make: Callable[..., World], step: str) -> None:
+    """Where the audit log has no room, a rotation is not rolled back: the step is done, and recorded, later."""
+    here = make("db")
+    here.rotate("db")
+    audit.start(BrokenLog(f"rotation.{step}", 2))
+    try:
+        assert "finished" == here.rotate("db").state
+    finally:
+        audit.stop()
+    assert 2 == len(here.service("db").made())
+    here.check("db")
 
 
 # Crashes

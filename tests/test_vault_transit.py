@@ -149,7 +149,7 @@ def ring(transit, session):
 @pytest.fixture
 def impatient(monkeypatch):
     """Ask but once more for what may not be there yet."""
-    monkeypatch.setattr(vault_transit, "_BEHIND_SECONDS", (0.01,))
+    monkeypatch.setattr(vault_transit, "BEHIND_SECONDS", (0.01,))
 
 
 # What it makes and opens
@@ -775,7 +775,7 @@ def test_many_versions_that_are_not_there(transit, ring):
     with tampered(transit) as proxy:
         made = VaultTransitKeyring(DERIVED, client(transit, address=proxy.address))
         raised(WrappingKeyError, made.unwrap, [newer] * 64, CONTEXT)
-        assert len(proxy.operations) == 64 + len(vault_transit._BEHIND_SECONDS)
+        assert len(proxy.operations) == 64 + len(vault_transit.BEHIND_SECONDS)
         assert secret_of(made.unwrap([newer] * 63 + [recipient], CONTEXT))
 
 

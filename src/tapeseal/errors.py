@@ -19,10 +19,10 @@ class InvalidTag(TapesealError):
         self.index = index
 
 
-class WrappedKeyError(InvalidTag):
-    """A recipient names a key of ours, but does not open: it, its key or the encryption context was changed.
+class CiphertextError(InvalidTag):
+    """A KMS or a Vault does not open a ciphertext: it, its key or what is bound to it was changed.
 
-    The message names the recipient, and says what the service answered.
+    The message names the key, and says what the service answered.
     """
 
     def __init__(self, message: str) -> None:
@@ -31,6 +31,10 @@ class WrappedKeyError(InvalidTag):
 
     def __reduce__(self) -> tuple[type, tuple[str]]:
         return type(self), (str(self),)
+
+
+class WrappedKeyError(CiphertextError):
+    """A recipient names a key of ours, but does not open: it, its key or the encryption context was changed."""
 
 
 class ForkError(TapesealError, RuntimeError):
@@ -132,8 +136,45 @@ class ReserveExhaustedError(KeyUnavailableError):
     """A reserve has no data key left, and its service has been away for longer than the outage budget."""
 
 
+class CertificateError(TapesealError):
+    """A Vault would not issue, sign or revoke a certificate, or one is not what was asked for or does not verify."""
+
+
 class RotationError(TapesealError):
     """A step of the rotation of a secret could not be done, for a reason that waiting does not mend."""
+
+
+class PlanError(TapesealError, ValueError):
+    """A plan of rotations cannot be used.
+
+    `problems` has all that is wrong with it, each with its place.
+    """
+
+    def __init__(self, path: str, problems: list[str]) -> None:
+        shown = problems[:20]
+        if len(problems) > len(shown):
+            shown.append(f"and {len(problems) - len(shown)} more")
+        super().__init__("\n  ".join([f"{path} is no plan:", *shown]))
+        self.path = path
+        self.problems = problems
+
+    def __reduce__(self) -> tuple[type, tuple[str, list[str]]]:
+        return type(self), (self.path, self.problems)
+
+
+class CommandError(RotationError):
+    """A command of a plan ended with another code than 0 and 75.
+
+    `code` is that, or below 0 its signal's number; `said` the last line of its standard error.
+    """
+
+    def __init__(self, message: str, code: int, said: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.said = said
+
+    def __reduce__(self) -> tuple[type, tuple[str, int, str]]:
+        return type(self), (str(self), self.code, self.said)
 
 
 class IrreversibleError(RotationError):
@@ -154,6 +195,10 @@ class TapeChangedError(TapesealError):
 
 class LimitError(TapesealError, OverflowError):
     """A limit of the format is reached; the message names it."""
+
+
+class AuditError(TapesealError):
+    """The audit log could not take an entry, so the operation was not begun or, where the message says so, is done."""
 
 
 class UnlockedMemoryWarning(RuntimeWarning):

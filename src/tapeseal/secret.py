@@ -3,12 +3,15 @@
 import contextlib
 import hmac
 import string
+from collections.abc import Iterator
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from tapeseal import _core
 
 _ALPHABET = (string.ascii_letters + string.digits).encode()
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 
 class Secret:
@@ -132,3 +135,19 @@ class Secret:
 
     def __reduce__(self) -> str:
         raise TypeError("a Secret is not pickled")
+
+
+@contextlib.contextmanager
+def in_key_memory(data: "Buffer | Secret | _core.SecretBuffer") -> Iterator[_core.SecretBuffer]:
+    """Give what is to be sent as a SecretBuffer: the caller's own, or of other bytes a copy, wiped at the end."""
+    if isinstance(data, Secret):
+        yield data.buffer
+    elif isinstance(data, _core.SecretBuffer):
+        yield data
+    else:
+        copy = _core.SecretBuffer.take(bytearray(data))
+        del data  # No traceback is to hold it.
+        try:
+            yield copy
+        finally:
+            copy.close()

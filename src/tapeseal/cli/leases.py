@@ -3,9 +3,6 @@
 import contextlib
 import math
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,10 +10,12 @@ import click
 
 from tapeseal.cli import failures, options, output
 from tapeseal.cli.child import Child
+from tapeseal.cli.injection import memory_directory
+from tapeseal.errors import CredentialError
 from tapeseal.files import new_file, write_all
 
 if TYPE_CHECKING:
-    from tapeseal.vault.lease import Credential, DatabaseCredentials
+    from tapeseal.vault.lease import Credential, LeaseStatus
 
 _SERVICE = "tapeseal"
 
@@ -79,58 +78,53 @@ def credentials(
     with (
         VaultSession() as session,
         DatabaseCredentials(session, path, overlap=overlap) as held,
-        _service_file(held) if service_file else contextlib.nullcontext() as file,
+        memory_directory() if service_file else contextlib.nullcontext() as directory,
     ):
-
-        def say(event: str, **more: int) -> None:
-            if as_json:
-                output.as_json({"event": event, **held.status()._asdict(), **more}, err=True)
-
-        if file is None:
-            login = held.connect_kwargs()
-            environment = {user_env: login["user"], password_env: login["password"]}
-
-            def told() -> None:
-                failures.say(f"{path}: the command goes on with the credential before", "warning")
+        known = held.current()
+        if directory is None:
+            password = known.password.expose()
+            environment = {user_env: known.username, password_env: password}
         else:
+            file = directory / "pg_service.conf"
+            _write(file, known)
             environment = {"PGSERVICEFILE": str(file), "PGSERVICE": _SERVICE}
 
-            def told() -> None:
-                _write(file, held.current())
+        def say(event: str, status: "LeaseStatus", **more: int) -> None:
+            if as_json:
+                output.as_json({"event": event, **status._asdict(), **more}, err=True)
 
-        say("issued")
-        held.on_change(told)
-        held.on_change(lambda: say("replaced"))
+        def change() -> None:
+            nonlocal known
+            credential = held.current()
+            if credential is known:
+                return  # We are told twice.
+            if directory is None:
+                failures.say(f"{path}: the command goes on with the credential before", "warning")
+            else:
+                _write(file, credential)
+            known = credential
+            say("replaced", held.status())
+
+        say("issued", held.status())
+        held.on_change(change)
+        change()
         code = child.run(os.environ | environment)
         status = held.status()
         unrevoked = held.close()
-        if as_json:
-            report = {**status._asdict(), "unrevoked": unrevoked, "exit_code": code}
-            output.as_json({"event": "ended", **report}, err=True)
+        say("ended", status._replace(unrevoked=unrevoked), exit_code=code)
         if unrevoked:
             failures.say(f"{path}: {output.counted(unrevoked, 'lease')} not revoked", "warning")
     return code
 
 
-@contextlib.contextmanager
-def _service_file(held: "DatabaseCredentials") -> Iterator[Path]:
-    """Write a service file of libpq's in memory, for this user alone; it is gone in the end."""
-    memory = os.environ.get("XDG_RUNTIME_DIR") or "/dev/shm"
-    try:
-        directory = Path(tempfile.mkdtemp(prefix="tapeseal-", dir=memory))
-    except OSError as error:
-        error.strerror = f"no place for a file in memory: {error.strerror}"
-        raise
-    try:
-        _write(directory / "pg_service.conf", held.current())
-        yield directory / "pg_service.conf"
-    finally:
-        shutil.rmtree(directory)
-
-
 def _write(file: Path, credential: "Credential") -> None:
-    with new_file(file, 0o600, replace=True) as fd:
+    with (
+        credential.password.buffer as buffer,
+        memoryview(buffer) as password,
+        new_file(file, 0o600, replace=True) as fd,
+    ):
+        if "\n" in credential.username or ord("\n") in password:
+            raise CredentialError("the credential has a line break, which no service file can hold")
         write_all(fd, f"[{_SERVICE}]\nuser={credential.username}\npassword=".encode())
-        with credential.password.buffer as buffer, memoryview(buffer) as view:
-            write_all(fd, view)
+        write_all(fd, password)
         write_all(fd, b"\n")

@@ -51,11 +51,29 @@ def _opened(path: str) -> "Iterator[tuple[Plan, Journal, Calendars]]":
     from tapeseal.rotation.plan import check_windows, read_plan
     from tapeseal.rotation.schedule import Calendars
 
-    plan = read_plan(path)
+    with _problems():
+        plan = read_plan(path)
     with Journal(plan.state) as journal:
         calendars = Calendars(journal)
-        check_windows(plan, calendars)
+        with _problems():
+            check_windows(plan, calendars)
         yield plan, journal, calendars
+
+
+@contextlib.contextmanager
+def _problems() -> Iterator[None]:
+    """Say what is wrong with a plan, a line each, and end the command."""
+    from tapeseal.errors import PlanError
+
+    try:
+        yield
+    except PlanError as error:
+        shown = error.problems[:50]
+        for problem in shown:
+            failures.say(f"{error.path}: {problem}", "error")
+        if len(error.problems) > len(shown):
+            failures.say(f"{error.path}: {len(error.problems) - len(shown)} problems more", "error")
+        click.get_current_context().exit(failures.USAGE)
 
 
 @contextlib.contextmanager
@@ -500,7 +518,9 @@ def serve(path: str, metrics: str | None) -> int:
     from tapeseal.rotation.service import Daemon
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    with Daemon(path, metrics=metrics) as daemon:
+    with _problems():
+        daemon = Daemon(path, metrics=metrics)
+    with daemon:
         signal.signal(signal.SIGTERM, lambda *_: daemon.stop())
         signal.signal(signal.SIGINT, lambda *_: daemon.stop())
         signal.signal(signal.SIGHUP, lambda *_: daemon.reload())

@@ -5,7 +5,7 @@ A provider's module is imported when a URI names it, so that what it needs may b
 
 import importlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol, cast
 from urllib.parse import unquote
 
@@ -54,30 +54,45 @@ def keyring(uri: str | Sequence[str]) -> Keyring:
 
 
 def _one(uri: str) -> Keyring:
+    provider, address, parameters = parse_uri(uri, _PROVIDERS, "keyring")
+    module = cast(_ProviderModule, importlib.import_module(_PROVIDERS[provider]))
+    return module.from_uri(address, parameters)
+
+
+def parse_uri(uri: str, providers: Iterable[str], what: str) -> tuple[str, str, dict[str, str]]:
+    """Return provider, address and parameters of a URI, percent-decoded.
+
+    Args:
+        uri: as for keyring().
+        providers: those there are.
+        what: what the URI is of, in errors: "keyring".
+
+    Raises:
+        ValueError: it is no such URI.
+    """
     # No error repeats more of the URI than it must: someone may have put a secret there.
     provider, colon, rest = uri.partition(":")
-    known = ", ".join(f"{name}:" for name in _PROVIDERS)
+    known = ", ".join(f"{name}:" for name in providers)
     if not colon or not _PROVIDER.fullmatch(provider):
-        raise ValueError(
-            f"a keyring's URI starts with one of: {known} (local:PATH is that of a key file)"
+        example = (
+            "local:PATH is that of a key file" if "local" in providers else "aws-kms:alias/NAME"
         )
-    module_name = _PROVIDERS.get(provider)
-    if module_name is None:
-        raise ValueError(f"there are no {provider}: keyrings in this version, only: {known}")
+        raise ValueError(f"a {what}'s URI starts with one of: {known} ({example})")
+    if provider not in providers:
+        raise ValueError(f"there are no {provider}: {what}s in this version, only: {known}")
     address, _, query = rest.partition("?")
     parameters: dict[str, str] = {}
     for part in query.split("&") if query else ():
         name, equals, value = part.partition("=")
-        name = _decode(name)
+        name = _decode(name, what)
         if not equals or name in parameters:
-            raise ValueError(f"a {provider}: keyring's parameters are NAME=VALUE, each name once")
-        parameters[name] = _decode(value)
-    module = cast(_ProviderModule, importlib.import_module(module_name))
-    return module.from_uri(_decode(address), parameters)
+            raise ValueError(f"a {provider}: {what}'s parameters are NAME=VALUE, each name once")
+        parameters[name] = _decode(value, what)
+    return provider, _decode(address, what), parameters
 
 
-def _decode(text: str) -> str:
+def _decode(text: str, what: str) -> str:
     if _BAD_PERCENT.search(text):
-        raise ValueError("a percent sign in a keyring's URI is written %25")
+        raise ValueError(f"a percent sign in a {what}'s URI is written %25")
     # Paths that are no UTF-8 keep their bytes, as os.fsdecode would have it.
     return unquote(text, errors="surrogateescape")

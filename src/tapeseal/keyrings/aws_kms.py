@@ -3,51 +3,45 @@
 import base64
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from ipaddress import ip_address
-from math import inf
-from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from typing import Any
 
-from tapeseal._core import SecretBuffer, process_epoch
+from tapeseal import audit
+from tapeseal._core import SecretBuffer
 from tapeseal.datakey import DataKey, first_few, no_recipient
 from tapeseal.errors import (
-    AccessDeniedError,
-    ForkError,
     InvalidTag,
     KeyUnavailableError,
     ServiceUnavailableError,
-    TapesealError,
     WrappedKeyError,
-    WrappingKeyError,
+)
+from tapeseal.kms import (
+    LATER,
+    MAX_BLOB_SIZE,
+    PARAMETERS,
+    PROVIDER,
+    Arn,
+    Connection,
+    Refusal,
+    check_key,
+    options,
+    parse_arn,
 )
 from tapeseal.layout import KEY_SIZE, Recipient, check_context
-from tapeseal.transport import PLACEHOLDER, Exchange
-from tapeseal.transport.foreign_text import plain
-
-PROVIDER = "aws-kms"
+from tapeseal.transport import PLACEHOLDER
 
 # What sets our wraps apart from all else that is encrypted under the same key (FORMAT 3).
 _MARK = {"tapeseal:v1": "wrap"}
-# The most that Decrypt takes; in base64 that is the most that a header holds.
-MAX_BLOB_SIZE = 6144
 
-_ARN = re.compile(
-    r"arn:(aws[a-z-]{0,24}):kms:([a-z0-9-]{1,32}):([0-9]{12}):"
-    r"(key/[0-9A-Za-z-]{1,128}|alias/[0-9A-Za-z/_-]{1,250})"
-)
-_KEY_ID = re.compile(r"[0-9A-Za-z-]{1,128}|alias/[0-9A-Za-z/_-]{1,250}")
 _ACCOUNT = re.compile(r"[0-9]{12}")
 
-
-class _Arn(NamedTuple):
-    partition: str
-    region: str
-    account: str
-    resource: str
-
-    def __str__(self) -> str:
-        return f"arn:{self.partition}:kms:{self.region}:{self.account}:{self.resource}"
+_CHANGED: Refusal = (
+    WrappedKeyError,
+    "what the tape holds for this recipient, or the encryption context, was changed",
+)
+_OTHER_ALIAS: Refusal = (
+    KeyUnavailableError,
+    "the alias is not of the key that wrapped it: give the ARN of that one",
+)
 
 
 class AwsKmsKeyring:
@@ -101,38 +95,23 @@ class AwsKmsKeyring:
         self.multi_region = multi_region
         if not self.keys and not self.accounts:
             raise ValueError("an aws-kms keyring needs a key: its id, its ARN or an alias")
-        arns = [arn for arn in map(_parse_arn, self.keys) if arn is not None]
+        arns = [arn for arn in map(parse_arn, self.keys) if arn is not None]
         for key in self.keys:
-            if not _ARN.fullmatch(key) and not _KEY_ID.fullmatch(key):
-                raise ValueError("an aws-kms key is an id, alias/NAME, or the ARN of either")
+            check_key(key)
         for account in self.accounts:
             if not _ACCOUNT.fullmatch(account):
                 raise ValueError("accounts are given by their ids of 12 digits")
-        if not (0 < connect_timeout < inf and 0 < read_timeout < inf and max_attempts >= 1):
-            raise ValueError("timeouts are seconds above 0, and there is at least one attempt")
-        if client is None:
-            if region is None and arns:
-                region = arns[0].region
-            if endpoint_url is not None:
-                _check_endpoint(endpoint_url)
-            options = {"connect_timeout": connect_timeout, "read_timeout": read_timeout}
-            self._make_client: Callable[[], Any] | None = partial(
-                _make_client, region, endpoint_url, max_attempts, options
-            )
-            client = self._make_client()
-        else:
-            if region is not None or endpoint_url is not None:
-                raise ValueError("a client of your own has its own region and endpoint")
-            if client.meta.service_model.service_name != "kms":
-                raise ValueError("the client is one of boto3's for another service than KMS")
-            from tapeseal.transport.aws import protect_boto3
-
-            self._make_client = None
-            protect_boto3(client)
-        self._client = client
-        self._epoch = process_epoch()
-        self.region = client.meta.region_name
-        _check_endpoint(client.meta.endpoint_url)
+        if client is None and region is None and arns:
+            region = arns[0].region
+        self._connection = Connection(
+            region=region,
+            endpoint_url=endpoint_url,
+            connect_timeout=connect_timeout,
+            read_timeout=read_timeout,
+            max_attempts=max_attempts,
+            client=client,
+        )
+        self.region = self._connection.region
         for arn in arns:
             if arn.region != self.region:
                 raise ValueError(
@@ -156,15 +135,21 @@ class AwsKmsKeyring:
         check_context(encryption_context)
         self._check_has_keys()
         key, *others = self.keys
-        answer, secret = self._call(
-            "GenerateDataKey",
-            key,
-            {"KeySpec": "AES_256", "EncryptionContext": {**encryption_context, **_MARK}},
-            takes=True,
-        )
-        data_key = self._data_key(secret, key)
+        with audit.operation("key.generate", f"{PROVIDER}:{key}") as entry:
+            answer, secret = self._call(
+                "GenerateDataKey",
+                key,
+                {"KeySpec": "AES_256", "EncryptionContext": {**encryption_context, **_MARK}},
+                takes=True,
+            )
+            data_key = self._data_key(secret, key)
+            try:
+                first = self._recipient(key, answer)
+            except BaseException:
+                data_key.close()
+                raise
+            entry.subject = f"{PROVIDER}:{first.key}"
         try:
-            first = self._recipient(key, answer)
             more = [self._wrap(other, data_key, encryption_context) for other in others]
         except BaseException:
             data_key.close()
@@ -199,7 +184,8 @@ class AwsKmsKeyring:
                 continue
             for key in self._candidates(arn):
                 try:
-                    return self._unwrap(key, arn, recipient.wrapped, encryption_context)
+                    with audit.operation("key.unwrap", f"{PROVIDER}:{arn}"):
+                        return self._unwrap(key, arn, recipient.wrapped, encryption_context)
                 except ServiceUnavailableError:
                     raise
                 except (WrappedKeyError, KeyUnavailableError) as error:
@@ -240,16 +226,16 @@ class AwsKmsKeyring:
         accounts = [f"any key of account {account}" for account in sorted(self.accounts)]
         return first_few([*self.keys, *accounts])
 
-    def _here(self, key: str) -> _Arn | None:
+    def _here(self, key: str) -> Arn | None:
         """Return the ARN that a recipient's key has in our region."""
-        arn = _parse_arn(key)
+        arn = parse_arn(key)
         if arn is None or not arn.resource.startswith("key/"):
             return None
         if self.multi_region and arn.resource.startswith("key/mrk-"):
             return arn._replace(region=self.region)
         return arn if arn.region == self.region else None
 
-    def _candidates(self, arn: _Arn) -> list[str]:
+    def _candidates(self, arn: Arn) -> list[str]:
         """Return which keys may be the one with that ARN, as they are to be called."""
         named = [key for key in self.keys if self._may_be(key, arn)]
         certain = [key for key in named if not self._is_open(key)]
@@ -267,31 +253,26 @@ class AwsKmsKeyring:
         """Return the key ARN of one of our keys, None where no answer has told it yet."""
         return key if ":key/" in key else self._resolved.get(key)
 
-    def _may_be(self, key: str, arn: _Arn) -> bool:
+    def _may_be(self, key: str, arn: Arn) -> bool:
         """Return whether a key that we name so can be the one with that ARN."""
-        known = self._arn_of(key)
-        if known is not None:
-            return known == str(arn)
-        alias = _parse_arn(key)
-        if alias is not None:
-            return alias[:3] == arn[:3]
-        return arn.region == self.region and (
-            key.startswith("alias/") or arn.resource == f"key/{key}"
-        )
+        return arn.may_be(self._arn_of(key) or key, self.region)
 
     def _wrap(self, key: str, data_key: DataKey, context: Mapping[str, str]) -> Recipient:
         parameters = {"Plaintext": PLACEHOLDER, "EncryptionContext": {**context, **_MARK}}
-        answer, _ = self._call("Encrypt", key, parameters, sends=data_key.secret)
-        return self._recipient(key, answer)
+        with audit.operation("key.wrap", f"{PROVIDER}:{key}") as entry:
+            answer, _ = self._call("Encrypt", key, parameters, sends=data_key.secret)
+            recipient = self._recipient(key, answer)
+            entry.subject = f"{PROVIDER}:{recipient.key}"
+        return recipient
 
     def _recipient(self, key: str, answer: Mapping[str, object]) -> Recipient:
         arn = self._answered(key, answer)
         blob = answer.get("CiphertextBlob")
         if not isinstance(blob, bytes) or not 1 <= len(blob) <= MAX_BLOB_SIZE:
-            raise self._not_whole(key, "CiphertextBlob")
+            raise self._connection.not_whole(key, "CiphertextBlob")
         return Recipient(PROVIDER, arn, base64.b64encode(blob).decode())
 
-    def _unwrap(self, key: str, arn: _Arn, wrapped: str, context: Mapping[str, str]) -> DataKey:
+    def _unwrap(self, key: str, arn: Arn, wrapped: str, context: Mapping[str, str]) -> DataKey:
         blob = _decode(wrapped)
         if blob is None:
             raise WrappedKeyError(
@@ -317,35 +298,20 @@ class AwsKmsKeyring:
         if secret is None or len(secret) != KEY_SIZE:
             if secret is not None:
                 secret.close()
-            raise self._not_whole(key, f"Plaintext of {KEY_SIZE} bytes")
+            raise self._connection.not_whole(key, f"Plaintext of {KEY_SIZE} bytes")
         return DataKey(secret)
 
     def _answered(self, key: str, answer: Mapping[str, object]) -> str:
         """Return the key ARN that an answer states, where that can be the key we asked for."""
-        stated = answer.get("KeyId")
-        arn = _parse_arn(stated) if isinstance(stated, str) else None
-        if arn is None or not arn.resource.startswith("key/"):
-            raise self._not_whole(key, "KeyId")
+        arn = self._connection.answered(key, answer)
         if not self._may_be(key, arn):
-            raise ServiceUnavailableError(
-                f"{PROVIDER}:{key}: the answer is that of another key, {arn}, and was not used; "
-                f"is {self._endpoint()} the KMS that was meant?"
-            )
+            raise self._connection.of_another_key(key, arn)
         # Of two threads that are the first to ask, both are to go on with the same key.
         if self._resolved.setdefault(key, str(arn)) != str(arn):
             raise ServiceUnavailableError(
-                f"{PROVIDER}:{key}: just now it was made to mean {arn}; {_LATER}"
+                f"{PROVIDER}:{key}: just now it was made to mean {arn}; {LATER}"
             )
         return str(arn)
-
-    def _not_whole(self, key: str, field: str) -> ServiceUnavailableError:
-        return ServiceUnavailableError(
-            f"{PROVIDER}:{key}: the answer of {self._endpoint()} has no valid {field}; "
-            "is it KMS, and is there a proxy in between?"
-        )
-
-    def _endpoint(self) -> str:
-        return str(self._client.meta.endpoint_url)
 
     def _call(
         self,
@@ -357,38 +323,18 @@ class AwsKmsKeyring:
         takes: bool = False,
     ) -> tuple[Mapping[str, object], SecretBuffer | None]:
         """Call KMS for a key and return the answer without its secret, and the secret."""
-        client = self._client_of_this_process()
-        what = f"{PROVIDER}:{key}: {operation} at {self._endpoint()}"
-        # Errors are raised outside of the handlers, so that they keep none of botocore's: these, or
-        # the frames of their tracebacks, hold what was sent and answered.
-        failure: TapesealError
-        try:
-            with Exchange(send=sends) as exchange:
-                call = getattr(client, _METHODS[operation])
-                answer = call(KeyId=self._resolved.get(key, key), **parameters)
-                return answer, exchange.take("Plaintext") if takes else None
-        except ServiceUnavailableError as error:
-            failure = ServiceUnavailableError(f"{what}: {error}")
-        except TapesealError:
-            raise
-        except Exception as error:  # whatever an answer that is none of KMS's makes of the parser
-            failure = _failure(error, what, self._is_open(key))
-        try:
-            raise failure
-        finally:
-            del failure  # Whose traceback holds this frame.
-
-    def _client_of_this_process(self) -> Any:
-        epoch = process_epoch()
-        if epoch != self._epoch:
-            # The old one's connections, and its locks as they were at the fork, are the parent's.
-            if self._make_client is None:
-                raise ForkError(
-                    "this keyring's boto3 client belongs to another process; make both anew here"
-                )
-            self._client = self._make_client()
-            self._epoch = epoch
-        return self._client
+        refusals: dict[str, Refusal] = {}
+        if operation == "Decrypt":
+            refusals["InvalidCiphertextException"] = _CHANGED
+            refusals["IncorrectKeyException"] = _OTHER_ALIAS if self._is_open(key) else _CHANGED
+        return self._connection.call(
+            operation,
+            key,
+            {"KeyId": self._resolved.get(key, key), **parameters},
+            sends=sends,
+            takes=takes,
+            refusals=refusals,
+        )
 
     def __repr__(self) -> str:
         return f"<AwsKmsKeyring {self._ours()} in {self.region}>"
@@ -410,36 +356,15 @@ def from_uri(key: str, parameters: Mapping[str, str]) -> AwsKmsKeyring:
         ValueError: other parameters, and as AwsKmsKeyring.
         AccessDeniedError: as AwsKmsKeyring.
     """
-    options: dict[str, Any] = {}
-    for name, value in parameters.items():
-        if name not in _PARAMETERS:
-            raise ValueError(
-                f"an aws-kms keyring has no parameter {name!r}, only {', '.join(_PARAMETERS)}"
-            )
-        try:
-            options[name] = _PARAMETERS[name](value)
-        except (ValueError, KeyError):
-            raise ValueError(f"{name} of an aws-kms keyring: that is no value for it") from None
-    return AwsKmsKeyring(key or (), **options)
+    return AwsKmsKeyring(key or (), **options(parameters, _PARAMETERS, "keyring"))
 
 
 _PARAMETERS: Mapping[str, Callable[[str], object]] = {
-    "region": str,
-    "endpoint_url": str,
+    **PARAMETERS,
     "accounts": lambda text: text.split(","),
     "partition": str,
     "multi_region": {"true": True, "false": False}.__getitem__,
-    "connect_timeout": float,
-    "read_timeout": float,
-    "max_attempts": int,
 }
-
-_METHODS = {"GenerateDataKey": "generate_data_key", "Encrypt": "encrypt", "Decrypt": "decrypt"}
-
-
-def _parse_arn(text: str) -> _Arn | None:
-    found = _ARN.fullmatch(text)
-    return None if found is None else _Arn(*found.groups())
 
 
 def _decode(wrapped: str) -> bytes | None:
@@ -450,154 +375,3 @@ def _decode(wrapped: str) -> bytes | None:
     if not 1 <= len(blob) <= MAX_BLOB_SIZE or base64.b64encode(blob).decode() != wrapped:
         return None
     return blob
-
-
-def _make_client(
-    region: str | None,
-    endpoint_url: str | None,
-    max_attempts: int,
-    timeouts: Mapping[str, float],
-) -> Any:
-    try:
-        import boto3.session
-        from botocore.config import Config
-
-        from tapeseal.transport.aws import protect_boto3
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "AwsKmsKeyring needs boto3: pip install 'tapeseal[aws]'", name=error.name
-        ) from None
-    failure: TapesealError | ValueError
-    try:
-        retries = {"mode": "standard", "total_max_attempts": max_attempts}
-        config = Config(retries=retries, **timeouts)
-        # A session of its own, for the default one is not to be used by several threads at once.
-        session = boto3.session.Session()
-        client = session.client("kms", region_name=region, endpoint_url=endpoint_url, config=config)
-        protect_boto3(client)
-        return client
-    except Exception as error:
-        kind = type(error).__name__
-        if kind == "NoRegionError":
-            failure = ValueError("an aws-kms keyring needs a region: aws-kms:KEY?region=REGION")
-        elif _NO_CREDENTIALS & {each.__name__ for each in type(error).__mro__}:
-            failure = _failure(error, "no client for KMS", False)
-        else:
-            failure = ValueError(f"no client for KMS: {kind}: {plain(str(error))}")
-    raise failure
-
-
-def _check_endpoint(url: str) -> None:
-    parts = urlsplit(url)
-    if "@" in parts.netloc:
-        raise ValueError("an endpoint of KMS has no user or password in it")
-    in_the_clear = parts.scheme == "http" and _is_loopback(parts.hostname or "")
-    if parts.scheme != "https" and not in_the_clear:
-        raise ValueError(
-            "an endpoint of KMS is https, or http on loopback: data keys would cross the network "
-            "in the clear"
-        )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-# What KMS and boto3 say, and what to do about it
-
-_POLICY = "a policy must allow it, see docs/aws.md"
-_CREDENTIALS = "check or renew the credentials of boto3"
-_CHANGED = "what the tape holds for this recipient, or the encryption context, was changed"
-_LATER = "try again later"
-_Kind = type[WrappedKeyError | KeyUnavailableError]
-
-_REFUSALS: Mapping[str, tuple[_Kind, str]] = {
-    "AccessDeniedException": (AccessDeniedError, _POLICY),
-    "AccessDenied": (AccessDeniedError, _POLICY),
-    "InvalidGrantTokenException": (AccessDeniedError, _POLICY),
-    "ExpiredTokenException": (AccessDeniedError, _CREDENTIALS),
-    "ExpiredToken": (AccessDeniedError, _CREDENTIALS),
-    "RequestExpired": (AccessDeniedError, "check the clock of this machine"),
-    "UnrecognizedClientException": (AccessDeniedError, _CREDENTIALS),
-    "InvalidClientTokenId": (AccessDeniedError, _CREDENTIALS),
-    "InvalidSignatureException": (AccessDeniedError, f"{_CREDENTIALS}, and the clock"),
-    "SignatureDoesNotMatch": (AccessDeniedError, f"{_CREDENTIALS}, and the clock"),
-    "IncompleteSignatureException": (AccessDeniedError, _CREDENTIALS),
-    "MissingAuthenticationTokenException": (AccessDeniedError, _CREDENTIALS),
-    "OptInRequired": (AccessDeniedError, "the account is not signed up for KMS"),
-    "NotFoundException": (WrappingKeyError, "check the key, the region and the account"),
-    "DisabledException": (WrappingKeyError, "enable the key"),
-    "KMSInvalidStateException": (
-        WrappingKeyError,
-        "where its deletion is pending, cancel that and enable it",
-    ),
-    "InvalidKeyUsageException": (WrappingKeyError, "it takes a symmetric encryption key"),
-    "InvalidCiphertextException": (WrappedKeyError, _CHANGED),
-    "IncorrectKeyException": (WrappedKeyError, _CHANGED),
-    "ThrottlingException": (ServiceUnavailableError, f"{_LATER}, or have the quota raised"),
-    "LimitExceededException": (ServiceUnavailableError, f"{_LATER}, or have the quota raised"),
-    "RequestLimitExceeded": (ServiceUnavailableError, f"{_LATER}, or have the quota raised"),
-    "TooManyRequestsException": (ServiceUnavailableError, f"{_LATER}, or have the quota raised"),
-    "KMSInternalException": (ServiceUnavailableError, _LATER),
-    "DependencyTimeoutException": (ServiceUnavailableError, _LATER),
-    "KeyUnavailableException": (ServiceUnavailableError, _LATER),
-}
-
-# By name, for botocore's releases differ in which of them they have.
-_NO_CREDENTIALS = {
-    "CredentialRetrievalError",
-    "LoginError",
-    "MetadataRetrievalError",
-    "NoAuthTokenError",
-    "NoCredentialsError",
-    "PartialCredentialsError",
-    "ProfileNotFound",
-    "RefreshWithMFAUnsupportedError",
-    "SSOError",
-    "TokenRetrievalError",
-    "UnknownCredentialError",
-}
-_NO_CONNECTION = {"ConnectionError", "HTTPClientError", "OSError"}
-
-
-def _failure(error: Exception, what: str, is_open_alias: bool) -> TapesealError:
-    """Return the error of ours that says what boto3's says, without what a service must not make us repeat."""
-    kind = type(error).__name__
-    kinds = {each.__name__ for each in type(error).__mro__}
-    if "ClientError" in kinds:
-        return _refusal(error, what, is_open_alias)
-    if kinds & _NO_CREDENTIALS:
-        # Not its text, which may be what a credentials' program printed.
-        return AccessDeniedError(f"{what}: no usable credentials ({kind}); {_CREDENTIALS}")
-    if kinds & _NO_CONNECTION:
-        return ServiceUnavailableError(f"{what}: no answer: {kind}: {plain(str(error))}; {_LATER}")
-    return ServiceUnavailableError(f"{what}: that is no answer of KMS: {kind}; {_LATER}")
-
-
-def _refusal(error: Any, what: str, is_open_alias: bool) -> TapesealError:
-    said = error.response.get("Error", {})
-    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    code, message = str(said.get("Code", "")), str(said.get("Message", ""))
-    if not re.fullmatch("[A-Za-z]{1,64}", code):
-        # Without a code of KMS's own the message is the whole body, of a proxy say.
-        code, message = f"HTTP status {status}", ""
-    operation = plain(str(error.operation_name))
-    if operation not in _METHODS:
-        what = f"{what}: {operation}"  # such as AssumeRole, for the credentials
-    kind: _Kind
-    kind, advice = _REFUSALS.get(code, (AccessDeniedError, "see docs/aws.md"))
-    if code == "IncorrectKeyException" and is_open_alias:
-        kind, advice = (
-            KeyUnavailableError,
-            "the alias is not of the key that wrapped it: give the ARN of that one",
-        )
-    elif code not in _REFUSALS and (status >= 500 or status == 429):
-        kind, advice = ServiceUnavailableError, _LATER
-    elif kind is WrappedKeyError and operation != "Decrypt":
-        kind, advice = ServiceUnavailableError, "that is no answer of KMS"
-    # Of a signature that does not match, the further lines hold the session token.
-    text = ": ".join(filter(None, [code, plain(message.partition("\n")[0])]))
-    return kind(f"{what}: refused: {text}; {advice}")

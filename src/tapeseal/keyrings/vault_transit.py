@@ -17,6 +17,7 @@ except ModuleNotFoundError as error:
         "VaultTransitKeyring needs hvac: pip install 'tapeseal[vault]'", name=error.name
     ) from None
 
+from tapeseal import audit
 from tapeseal._core import KEY_SIZE, SecretBuffer
 from tapeseal.datakey import DataKey, no_recipient
 from tapeseal.errors import (
@@ -33,17 +34,18 @@ from tapeseal.transport.vault import SecretAdapter
 from tapeseal.vault.connection import said_by
 from tapeseal.vault.logins import TokenFile
 from tapeseal.vault.session import VaultSession
-
-PROVIDER = "vault-transit"
+from tapeseal.vault.transit import (
+    BEHIND,
+    BEHIND_SECONDS,
+    KEY_REFUSALS,
+    PROVIDER,
+    split_key,
+    version_of,
+)
 
 # How the encryption context is bound (FORMAT 3); both are parameters of the engine by these names.
 CONTEXT = "context"
 ASSOCIATED_DATA = "associated_data"
-
-# The engine's own rule for a key's name. A mount may have several parts, and none leads elsewhere.
-_KEY = re.compile(r"(?:(?!\.+/)[A-Za-z0-9_.~-]+/)+[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?")
-# Servers take more: version 0 for 1, leading zeros, line feeds, the other alphabet of base64.
-_WRAPPED = re.compile(r"vault:v([1-9][0-9]{0,8}):([A-Za-z0-9+/]+={0,2})")
 
 _POLICIES = "docs/vault.md states the policies that it takes"
 
@@ -55,30 +57,14 @@ _REFUSALS: tuple[tuple[str, type[WrappedKeyError | WrappingKeyError], str], ...]
         WrappedKeyError,
         "the wrapped key or the encryption context was changed, or another key wrapped it",
     ),
-    (
-        r"version is too new",
-        WrappingKeyError,
-        "the server has no such version of the key: it was restored from an older state, lags far "
-        "behind a rotation, or the wrapped key was changed",
-    ),
-    (
-        r"too old",
-        WrappingKeyError,
-        "this version of the key is retired; lower its min_decryption_version to open once more",
-    ),
+    *KEY_REFUSALS,
     (r"invalid ciphertext", WrappedKeyError, "the wrapped key was changed"),
-    (r"soft-deleted", WrappingKeyError, "whoever administers the key can restore it"),
-    (r"not found", WrappingKeyError, "check mount, key and namespace; docs/vault.md sets one up"),
     (
         r"not supported|unsupported|non-AEAD",
         WrappingKeyError,
         "use a Transit key of type aes256-gcm96 with derived=true",
     ),
 )
-
-# What a standby says for a while after a key was made or rotated: up to 0.1 s where it is not busy.
-_BEHIND = re.compile(r"version is too new|key not found")
-_BEHIND_SECONDS = (0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
 
 
 class _Answer(NamedTuple):
@@ -114,14 +100,12 @@ class VaultTransitKeyring:
     session: VaultSession | hvac.Client
 
     def __init__(self, key: str, session: VaultSession | hvac.Client | None = None) -> None:
-        if not _KEY.fullmatch(key):
-            raise ValueError("a Transit key is named MOUNT/NAME, as in transit/trading-data")
+        self._mount, self._name = split_key(key)
         self.key = key
         self.session = VaultSession() if session is None else session
         self._adapter: Any = None
         if not isinstance(self.session, VaultSession):
             self._adapter = _secret_adapter(self.session)
-        self._mount, _, self._name = key.rpartition("/")
         # How the key binds, once that is proved. Threads that both come first both prove it.
         self._binding: str | None = None
 
@@ -134,17 +118,24 @@ class VaultTransitKeyring:
             WrappingKeyError: the Transit key is missing, deleted or of a type that cannot wrap, or
                 the server does not bind the encryption context.
         """
-        return self._generate(self._binding or self._read_binding() or CONTEXT, encryption_context)
+        with audit.operation("key.generate", self._label) as entry:
+            binding = self._binding or self._read_binding() or CONTEXT
+            data_key, recipients = self._generate(binding, encryption_context)
+            entry.version = version_of(recipients[0].wrapped or "")
+        return data_key, recipients
 
     def wrap(self, data_key: DataKey, encryption_context: Mapping[str, str]) -> list[Recipient]:
         """Wrap an existing data key by the latest version of the Transit key; errors as generate()."""
-        binding = self._binding or self._read_binding()
-        if binding is None:
-            # It may not be read, so it may be missing: encrypt would make it, datakey never does.
-            trial, _ = self._generate(CONTEXT, encryption_context)
-            trial.close()
-            binding = CONTEXT
-        return self._wrap(data_key, binding, encryption_context)
+        with audit.operation("key.wrap", self._label) as entry:
+            binding = self._binding or self._read_binding()
+            if binding is None:
+                # It may not be read, so it may be missing: encrypt would make it, datakey never does.
+                trial, _ = self._generate(CONTEXT, encryption_context)
+                trial.close()
+                binding = CONTEXT
+            recipients = self._wrap(data_key, binding, encryption_context)
+            entry.version = version_of(recipients[0].wrapped or "")
+        return recipients
 
     def unwrap(
         self, recipients: Sequence[Recipient], encryption_context: Mapping[str, str]
@@ -166,8 +157,12 @@ class VaultTransitKeyring:
                 continue
             try:
                 # To wait once is enough: a forger may have written many recipients.
-                waits = _BEHIND_SECONDS if failure is None else ()
-                return self._unwrap(recipient.wrapped, recipient.binding, encryption_context, waits)
+                waits = BEHIND_SECONDS if failure is None else ()
+                with audit.operation("key.unwrap", self._label) as entry:
+                    entry.version = version_of(recipient.wrapped) or None  # None: it was changed.
+                    return self._unwrap(
+                        recipient.wrapped, recipient.binding, encryption_context, waits
+                    )
             except (WrappedKeyError, WrappingKeyError) as error:
                 failure = failure or error
         try:
@@ -211,7 +206,7 @@ class VaultTransitKeyring:
         encryption_context: Mapping[str, str],
         waits: Sequence[float],
     ) -> DataKey:
-        if binding not in (CONTEXT, ASSOCIATED_DATA) or not _version(wrapped):
+        if binding not in (CONTEXT, ASSOCIATED_DATA) or not version_of(wrapped):
             raise WrappedKeyError(
                 f"{self._label}: the wrapped key was changed: it is not vault:vN:…"
             )
@@ -270,7 +265,7 @@ class VaultTransitKeyring:
         """Check what the server says that it wrapped."""
         wrapped = answer.data.get("ciphertext")
         version = answer.data.get("key_version")
-        if not isinstance(wrapped, str) or not version or version != _version(wrapped):
+        if not isinstance(wrapped, str) or not version or version != version_of(wrapped):
             raise ServiceUnavailableError(f"{self._label}: the answer holds no whole wrapped key")
         if "unrecognized" in answer.warnings and binding in answer.warnings:
             raise WrappingKeyError(
@@ -325,8 +320,8 @@ class VaultTransitKeyring:
     ) -> _Answer:
         """Call the server, for a while again where it may be a standby that lags behind."""
         answer = self._ask_once(call)
-        for seconds in _BEHIND_SECONDS if waits is None else waits:
-            if not _BEHIND.search(answer.refusal):
+        for seconds in BEHIND_SECONDS if waits is None else waits:
+            if not BEHIND.search(answer.refusal):
                 break
             time.sleep(seconds)
             answer = self._ask_once(call)
@@ -397,20 +392,29 @@ def from_uri(key: str, parameters: Mapping[str, str]) -> VaultTransitKeyring:
     Raises:
         ValueError: other parameters, or one, or a variable of the environment, that cannot be used.
     """
+    return VaultTransitKeyring(key, session_of(parameters, "keyring"))
+
+
+def session_of(parameters: Mapping[str, str], what: str) -> VaultSession:
+    """Make the session of what follows the question mark of a vault-transit: address; errors as from_uri().
+
+    Args:
+        parameters: as from_uri().
+        what: what the address is of, in errors: "keyring".
+    """
     known = ("address", "namespace", "ca_file", "token_file")
     unknown = sorted(parameters.keys() - set(known))
     if unknown:
         raise ValueError(
-            f"a vault-transit keyring has no parameter {unknown[0]!r}, only {', '.join(known)}"
+            f"a vault-transit {what} has no parameter {unknown[0]!r}, only {', '.join(known)}"
         )
     address, token_file = parameters.get("address"), parameters.get("token_file")
-    session = VaultSession(
+    return VaultSession(
         None if address is None else address.split(","),
         login=None if token_file is None else TokenFile(Path(token_file)),
         namespace=parameters.get("namespace"),
         ca_file=parameters.get("ca_file"),
     )
-    return VaultTransitKeyring(key, session)
 
 
 def _bound(binding: str, encryption_context: Mapping[str, str]) -> str:
@@ -419,18 +423,6 @@ def _bound(binding: str, encryption_context: Mapping[str, str]) -> str:
     if binding == CONTEXT:
         value = hashlib.sha256(value).digest()
     return base64.b64encode(value).decode()
-
-
-def _version(wrapped: str) -> int:
-    """Return which version of the key wrapped it; 0 where it is not of the one form that we take."""
-    found = _WRAPPED.fullmatch(wrapped)
-    if found is None:
-        return 0
-    try:
-        sealed = base64.b64decode(found[2], validate=True)
-    except ValueError:
-        return 0
-    return int(found[1]) if base64.b64encode(sealed).decode() == found[2] else 0
 
 
 def _secret_adapter(client: hvac.Client) -> SecretAdapter:

@@ -31,6 +31,7 @@ from typing import Final, Self, TypeVar
 
 from tapeseal import audit
 from tapeseal.errors import (
+    AuditError,
     IrreversibleError,
     RotationError,
     ServiceUnavailableError,
@@ -60,6 +61,9 @@ BACK: Final = ("restore", "recheck", "discard", "clean")
 _CHANGING: Final = {"claim", "generate", "store", "deploy", "revoke"}
 # A failure of these goes back. Before, nothing was done; from `revoke` on there is no way back.
 _REVERSIBLE: Final = {"generate", "store", "deploy", "verify"}
+
+# What leaves a rotation as it is, to be gone on with: a step of which there is no audit entry counts as not done.
+_LATER: Final = (ServiceUnavailableError, AuditError)
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _FIRST_RETRY, _LONGEST_RETRY = timedelta(hours=1), timedelta(days=1)
@@ -499,7 +503,7 @@ class _Work:
                 self._observe(step, start, False)
                 if not self._failed(step, error, pauses):
                     return
-                pauses += isinstance(error, ServiceUnavailableError)
+                pauses += isinstance(error, _LATER)
                 continue
             if not done:
                 return
@@ -561,7 +565,7 @@ class _Work:
         """Note a failure, and return whether there is something to go on with."""
         record = self.record
         text = self._describe(error)
-        if isinstance(error, ServiceUnavailableError):
+        if isinstance(error, _LATER):
             pause = min(_FIRST_PAUSE * 2.0 ** min(pauses, 10), _LONGEST_PAUSE)
             pause *= random.uniform(0.5, 1.0)
             again = time.monotonic() + pause < self.end
@@ -605,10 +609,13 @@ class _Work:
             return
         self.record.alarm = text
         logger.error("%s: %s (rotation %s)", self.secret.name, text, self.record.id)
-        with audit.operation(
-            "rotation.alarm", self.secret.name, rotation=self.record.id, alarm=text
-        ):
-            pass
+        try:
+            with audit.operation(
+                "rotation.alarm", self.secret.name, rotation=self.record.id, alarm=text
+            ):
+                pass
+        except AuditError as error:
+            logger.error("%s: %s", self.secret.name, error)
 
     def _write(self, event: str, step: str, detail: str = "", known: Known | None = None) -> None:
         self.engine.journal.write(
@@ -634,14 +641,13 @@ class _Work:
             pause = min(_FIRST_RETRY * 2 ** min(failures - 1, 10), _LONGEST_RETRY)
             return replace(known, failures=failures, retry=now + pause)
         known = replace(known, succeeded=now, failures=0, retry=None)
-        version = self.record.facts.get("version")
-        live: Live | None = Live(str(version), utc(self.record.made))
+        version = str(self.record.facts.get("version"))
+        known = replace(known, version=version, made=utc(self.record.made))
         try:
-            live = self.kind.live(self.secret, self.engine.services)
+            return _seen(known, self.kind.live(self.secret, self.engine.services), now)
         except Exception as error:
             logger.warning("%s: what is in use: %s", self.secret.name, self._describe(error))
-            return replace(known, version=str(version), made=utc(self.record.made))
-        return _seen(replace(known, made=utc(self.record.made)), live, now)
+            return replace(known, seen=now)
 
     def _claim_of(self) -> Claim:
         """Return the claim, as it is in Vault."""
@@ -872,7 +878,10 @@ def _seen(before: Known, live: Live | None, now: datetime) -> Known:
     """Return what is known of a secret once its service was asked."""
     if live is None:
         return replace(before, version=None, made=None, expires=None, seen=now)
-    made = live.made or before.made  # Where the service does not know, the journal may.
+    # The journal knows when it made this version; a service may not, or not have it right.
+    made = live.made or before.made
+    if made is not None and before.made is not None and live.version == before.version:
+        made = max(made, before.made)
     return replace(before, version=live.version, made=made, expires=live.expires, seen=now)
 
 

@@ -24,7 +24,7 @@ from tapeseal.errors import (
     TapesealError,
 )
 from tapeseal.secret import Secret
-from tapeseal.vault.connection import said_by
+from tapeseal.vault.connection import bare, said_by
 from tapeseal.vault.session import TokenState, VaultSession
 
 logger = logging.getLogger("tapeseal.vault")
@@ -90,11 +90,12 @@ class _Held:
         last: whether it will not be renewed for any longer; from renew_at on it is to be replaced.
         ended: whether Vault has said that the lease is no more.
         refused: whether the database was seen to refuse it.
+        remind_at, revoke_at: once it was replaced, when its consumers are told once more, and when it is over.
     """
 
     __slots__ = (
         *("credential", "since", "seconds", "expires", "parent", "parent_expires"),
-        *("renew_at", "last", "ended", "refused"),
+        *("renew_at", "last", "ended", "refused", "remind_at", "revoke_at"),
     )
 
     def __init__(
@@ -109,6 +110,7 @@ class _Held:
         self.last = False
         self.ended = False
         self.refused = False
+        self.remind_at = self.revoke_at = math.inf
 
     @property
     def last_part(self) -> float:
@@ -163,10 +165,10 @@ class DatabaseCredentials:
         self._problem: TapesealError | None = None
         self._callbacks: list[Callable[[], object]] = []
         self._changed = threading.Condition()
-        # Those replaced and when to revoke each; the background's own.
-        self._replaced: list[tuple[float, _Held]] = []
+        # The background's own.
+        self._replaced: list[_Held] = []
         self._not_before = 0.0
-        self._failures = 0
+        self._failures = self._looks = 0
         self._closed = False
         self._epoch = process_epoch()
         self._held = self._get()
@@ -245,7 +247,8 @@ class DatabaseCredentials:
         """Have a function called, in the background thread, after each change of the credential.
 
         For what keeps connections open: those of a pool that were opened before lose their rights when the overlap
-        is over, so they are to be replaced until then. What it raises is logged.
+        is over, so they are to be replaced until then. Halfway through the overlap it is called once more, for
+        connections that were just being opened at the first time. What it raises is logged.
         """
         self._callbacks.append(function)
 
@@ -283,7 +286,7 @@ class DatabaseCredentials:
         if self._thread is not threading.current_thread():
             self._thread.join()
         end = time.monotonic() + self._session.deadline
-        for held in [*(held for _, held in self._replaced), self._held]:
+        for held in [*self._replaced, self._held]:
             if held.expires > time.monotonic():
                 self._try_to_revoke(held, end)
             held.credential.password.close()
@@ -328,25 +331,25 @@ class DatabaseCredentials:
         since = time.monotonic()
         self._made += 1
         action = "lease.read" if self._is_static else "lease.issue"
-        with audit.operation(action, self.path) as entry:
-            try:
+        try:
+            with audit.operation(action, self.path) as entry:
                 # What makes a credential is a GET all the same.
                 answer = self._session.request(
                     "GET", self.path, idempotent=self._is_static, secret=("data.password",)
                 )
-            except VaultError as error:
-                said = said_by(error)
-                raise CredentialError(f"{self.path}: Vault gives no credential: {said}") from None
-            except OutcomeUnknownError:
-                self._lost += 1
-                logger.warning(
-                    "%s: the answer to a request was lost. The lease that it may have left is not renewed: it ends"
-                    " with its time to live, or with the session's token",
-                    self.path,
-                )
-                raise
-            held = self._held_of(answer, since, parent)
-            entry.version = held.credential.lease_id
+                held = self._held_of(answer, since, parent)
+                entry.version = held.credential.lease_id
+        except VaultError as error:
+            said = said_by(error)
+            raise CredentialError(f"{self.path}: Vault gives no credential: {said}") from None
+        except OutcomeUnknownError:
+            self._lost += 1
+            logger.warning(
+                "%s: the answer to a request was lost. The lease that it may have left is not renewed: it ends with"
+                " its time to live, or with the session's token",
+                self.path,
+            )
+            raise
         return held
 
     def _held_of(self, answer: dict[str, Any], since: float, parent: TokenState) -> _Held:
@@ -371,7 +374,7 @@ class DatabaseCredentials:
             parent = self._session.token_state
         held = _Held(Credential(username, password, lease_id), float(seconds), since, parent)
         if self._is_static:
-            held.renew_at = since + min(max(held.seconds, _FIRST_PAUSE), _LONGEST_TRUST)
+            held.renew_at = since + min(held.seconds, _LONGEST_TRUST)
         else:
             held.last = answer.get("renewable") is not True
             self._plan_renewal(held, since)
@@ -403,29 +406,20 @@ class DatabaseCredentials:
 
     def _renew(self, held: _Held) -> None:
         since = time.monotonic()
-        lease_id = held.credential.lease_id
-        with audit.operation("lease.renew", self.path) as entry:
-            entry.version = lease_id
-            try:
-                answer = self._session.request(
-                    "POST",
-                    "sys/leases/renew",
-                    {"lease_id": lease_id},
-                    idempotent=True,
-                    # In the last part of its time it is to be replaced.
-                    deadline=min(self._session.deadline, held.last_part - since),
-                )
-            except VaultError as error:
-                said = said_by(error)
-                if _ENDED.search(said):
-                    held.ended = True
-                elif not _FIXED.search(said):
-                    # The database cannot be reached, or does not know the user.
-                    raise ServiceUnavailableError(
-                        f"{self.path}: the lease is not renewed: {said}"
-                    ) from None
-                held.last, held.renew_at = True, since
-                return
+        # In the last part of its time it is to be replaced.
+        deadline = min(self._session.deadline, held.last_part - since)
+        try:
+            answer = self._post("renew", held, deadline)
+        except VaultError as error:
+            said = said_by(error)
+            if not _ENDED.search(said) and not _FIXED.search(said):
+                # The database cannot be reached, or does not know the user.
+                raise ServiceUnavailableError(
+                    f"{self.path}: the lease is not renewed: {said}"
+                ) from None
+            held.ended = _ENDED.search(said) is not None
+            held.last, held.renew_at = True, since
+            return
         seconds = answer.get("lease_duration")
         if not _is_seconds(seconds):
             raise ServiceUnavailableError("an answer of Vault holds no time to live")
@@ -454,30 +448,33 @@ class DatabaseCredentials:
             )
 
     def _revoke(self, held: _Held, deadline: float) -> None:
+        try:
+            self._post("revoke", held, deadline)
+        except VaultError as error:
+            said = said_by(error)
+            if not _ENDED.search(said):
+                raise ServiceUnavailableError(
+                    f"{self.path}: the lease is not revoked: {said}"
+                ) from None
+
+    def _post(self, verb: str, held: _Held, deadline: float) -> dict[str, Any]:
         lease_id = held.credential.lease_id
-        with audit.operation("lease.revoke", self.path) as entry:
+        with audit.operation(f"lease.{verb}", self.path) as entry:
             entry.version = lease_id
-            try:
-                self._session.request(
-                    "POST",
-                    "sys/leases/revoke",
-                    {"lease_id": lease_id},
-                    idempotent=True,
-                    deadline=deadline,
-                )
-            except VaultError as error:
-                said = said_by(error)
-                if not _ENDED.search(said):
-                    raise ServiceUnavailableError(
-                        f"{self.path}: the lease is not revoked: {said}"
-                    ) from None
+            return self._session.request(
+                "POST",
+                f"sys/leases/{verb}",
+                {"lease_id": lease_id},
+                idempotent=True,
+                deadline=deadline,
+            )
 
     # The background
 
     def _tend(self) -> float:
         """Do what is due; return the seconds until there is something to do."""
         now = time.monotonic()
-        self._revoke_replaced(now)
+        self._tend_replaced(now)
         if now >= self._not_before:
             held = self._held
             try:
@@ -490,7 +487,7 @@ class DatabaseCredentials:
                 self._not_before = time.monotonic() + self._pause(held, now)
         now = time.monotonic()
         next_try = self._not_before if self._not_before > now else self._held.renew_at
-        due = min([next_try, *(due for due, _ in self._replaced)])
+        due = min([next_try, *(min(each.remind_at, each.revoke_at) for each in self._replaced)])
         return min(max(due - now, 0.0), _LOOK_SECONDS)
 
     def _tend_held(self, held: _Held, now: float) -> None:
@@ -531,6 +528,7 @@ class DatabaseCredentials:
 
     def _note(self, error: Exception) -> None:
         if isinstance(error, TapesealError):
+            bare(error)
             self._problem = error
         else:
             text = str(error) if isinstance(error, ValueError) else type(error).__name__
@@ -550,7 +548,10 @@ class DatabaseCredentials:
             self._take(found, "Vault has changed it")
             return
         found.credential.password.close()
-        held.renew_at = found.renew_at
+        # Vault may be some seconds late; or it cannot change it, as the database is away.
+        self._looks = self._looks + 1 if found.seconds < 1 else 0
+        pause = min(_FIRST_PAUSE * 2.0 ** min(self._looks, 10), _LONGEST_PAUSE)
+        held.renew_at = max(found.renew_at, time.monotonic() + pause)
         if held.refused:
             raise CredentialError(f"{self.path}: Vault still gives the one that was refused")
 
@@ -559,40 +560,51 @@ class DatabaseCredentials:
         before = self._held
         overlap = before.seconds * _DEFAULT_OVERLAP if self._overlap is None else self._overlap
         now = time.monotonic()
-        if now + overlap > before.expires > now and self._overlap is not None:
+        if now < before.expires < now + overlap < math.inf:
             logger.warning(
                 "%s: the credential before ends in %.0f s, which is less than the overlap of %.0f s",
                 self.path,
                 before.expires - now,
                 overlap,
             )
-        self._replaced.append((now + overlap, before))
+        before.revoke_at = max(min(now + overlap, before.expires), now)
+        before.remind_at = (now + before.revoke_at) / 2
+        self._replaced.append(before)
         with self._changed:
             self._held = held
             self._changed.notify_all()
         logger.info("%s: %s is the user now: %s", self.path, held.credential.username, reason)
+        self._tell()
+
+    def _tell(self) -> None:
         for function in self._callbacks:
             try:
                 function()
             except Exception:
                 logger.exception("%s: what is called on a change has failed", self.path)
 
-    def _revoke_replaced(self, now: float) -> None:
+    def _tend_replaced(self, now: float) -> None:
         """Revoke those whose overlap is over; what fails is tried again until the lease has ended."""
-        waiting = []
-        for due, held in self._replaced:
-            if now < due and now < held.expires:
-                waiting.append((due, held))
-                continue
+        if any(held.remind_at <= now for held in self._replaced):
+            for held in self._replaced:
+                held.remind_at = math.inf if held.remind_at <= now else held.remind_at
+            self._tell()
+        for held in [held for held in self._replaced if held.revoke_at <= now]:
             if held.credential.lease_id is not None and now < held.expires:
                 try:
                     self._revoke(held, self._session.deadline)
-                except (TapesealError, ValueError) as error:
-                    logger.warning("%s; it ends in %.0f s", error, held.expires - now)
-                    waiting.append((now + _LONGEST_PAUSE * random.uniform(0.5, 1.0), held))
+                except Exception as error:  # As for the present one.
+                    logger.warning(
+                        "%s: the lease of %s is not revoked yet, and ends in %.0f s: %s",
+                        self.path,
+                        held.credential.username,
+                        held.expires - now,
+                        error,
+                    )
+                    held.revoke_at = now + _LONGEST_PAUSE * random.uniform(0.5, 1.0)
                     continue
             held.credential.password.close()
-        self._replaced = waiting
+            self._replaced.remove(held)
 
 
 def _is_seconds(value: object) -> TypeGuard[float]:

@@ -25,6 +25,7 @@ from hvac.exceptions import (
 )
 from requests.utils import get_environ_proxies
 
+from tapeseal import audit
 from tapeseal._core import check_process, process_epoch
 from tapeseal.datakey import first_few
 from tapeseal.errors import (
@@ -515,20 +516,22 @@ class VaultSession:
         return _Lease(token, seconds, data.get("renewable") is True, since)
 
     def _post_login(self, login: Login, end: float) -> _Lease:
-        path, fields = login.request(_Wrapping(self, end))
-        since = time.monotonic()
-        try:
-            with self._other_client() as client:
-                answer = self._send(
-                    lambda c: c.adapter.post(f"/v1/auth/{path}", json=fields), client, True, end
-                )
-        except VaultError as error:
-            said = said_by(error, hide=[fields.get(name, "") for name in SECRET_FIELDS])
-            raise AccessDeniedError(
-                f"{self._name}: the login at auth/{path} was refused: {said}"
-            ) from None
-        logger.info("logged in at auth/%s of %s", path, self.addresses[self._preferred])
-        return self._lease_of(answer, since)
+        with audit.operation("vault.login", first_few(self.addresses)) as entry:
+            path, fields = login.request(_Wrapping(self, end))
+            entry.details["path"] = f"auth/{path}"
+            since = time.monotonic()
+            try:
+                with self._other_client() as client:
+                    answer = self._send(
+                        lambda c: c.adapter.post(f"/v1/auth/{path}", json=fields), client, True, end
+                    )
+            except VaultError as error:
+                said = said_by(error, hide=[fields.get(name, "") for name in SECRET_FIELDS])
+                raise AccessDeniedError(
+                    f"{self._name}: the login at auth/{path} was refused: {said}"
+                ) from None
+            logger.info("logged in at auth/%s of %s", path, self.addresses[self._preferred])
+            return self._lease_of(answer, since)
 
     def _lease_of(self, answer: object, since: float) -> _Lease:
         auth = _member(answer, "auth")
@@ -556,7 +559,9 @@ class VaultSession:
         self._news.put(None)
 
     def _revoke(self) -> None:
-        with self._login_lock:
+        if self._lease is None:
+            return
+        with audit.operation("vault.revoke", first_few(self.addresses)), self._login_lock:
             if self._lease is not None:
                 end = time.monotonic() + self.deadline
                 try:
@@ -576,7 +581,7 @@ class VaultSession:
         wait = lease.renew_at - time.monotonic()
         if wait > 0:
             return wait
-        with self._login_lock:
+        with audit.operation("vault.renew", first_few(self.addresses)), self._login_lock:
             if self._lease is lease and not self._closed:
                 self._renew(lease, time.monotonic() + self.deadline)
         return 0.0
