@@ -248,7 +248,8 @@ def open_(
     """Open PACKAGE and run COMMAND with what is in it, until the time granted is over.
 
     \b
-      tapeseal break-glass open vault.glass vault.request -a alice.approval -a bob.approval \\
+      tapeseal break-glass open vault.glass vault.request \\
+          -a alice.approval -a bob.approval \\
           --env VAULT_TOKEN=token --plan rotation.toml -- bash
 
     What the package opens is made due for rotation, by the plan, before the command begins, and is rotated when it
