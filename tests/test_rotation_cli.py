@@ -379,12 +379,12 @@ def test_daemon_that_is_ended(
     """SIGTERM lets the step under way end, `kill -9` does not; either way the next run goes on from there."""
     exec_plan(tmp_path, os.urandom(4).hex())
     script = tmp_path / "script"
-    script.write_text(
-        script.read_text().replace("generate)", f"generate) touch {tmp_path}/begun; sleep 0.5")
-    )
+    waits = "touch begun; until [ -e go ]; do sleep 0.05; done; sleep 0.2"
+    script.write_text(script.read_text().replace("generate)", f"generate) {waits}"))
     process = daemon()
     wait_for("the step", (tmp_path / "begun").exists)
     process.send_signal(sign)
+    (tmp_path / "go").touch()
     assert code == process.wait(30)
     (report,) = run("status", "--json").reports
     assert ("running", step) == (report["rotation"]["state"], report["rotation"]["step"])

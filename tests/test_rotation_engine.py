@@ -189,7 +189,9 @@ def test_unknown_age_is_no_reason(make: Callable[..., World]) -> None:
     """A secret whose service cannot be asked is not rotated on a guess, and the others are."""
     here = make("db", "cache")
     here.service("db").trouble("down")
-    assert ["cache"] == list(here.run_due())
+    assert {"db": "failed", "cache": "finished"} == {
+        name: each.state for name, each in here.run_due().items()
+    }
     here.service("db").mend("down")
     assert ["db"] == list(here.run_due())
 
@@ -343,6 +345,67 @@ def test_revoke_that_fails_is_an_alarm(make: Callable[..., World]) -> None:
     here.service("db").mend("revoke-fails")
     assert "finished" == here.rotate("db").state
     here.check("db")
+
+
+@pytest.mark.parametrize(
+    ("step", "state"),
+    [
+        ("store", "rolled back"),
+        ("verify", "rolled back"),
+        ("revoke", "finished"),
+        ("monitor", "finished"),
+    ],
+)
+def test_claim_that_somebody_deletes(
+    make: Callable[..., World],
+    at_point: Callable[[str, Callable[[], None]], None],
+    step: str,
+    state: str,
+) -> None:
+    """Without its claim a rotation goes back as long as there is a way, and on to its end from there."""
+    here = make("db")
+    here.rotate("db")
+    with here.engine() as engine:
+        at_point(f"after {step} begin", engine.stop.set)
+        list(engine.rotate(["db"]))
+    # The step that had begun has ended; of this one nothing is known yet.
+    here.journal._database.execute("UPDATE rotations SET step = ? WHERE state = 'running'", (step,))
+    paths.delete(here.vault, f"{here.plan.staging}/db")
+    assert state == here.rotate("db").state
+    assert 1 == len(here.service("db").alive())
+    here.check("db")
+
+
+def test_stop_is_no_failed_verification(
+    make: Callable[..., World], at_point: Callable[[str, Callable[[], None]], None]
+) -> None:
+    """A stop while a target is given time to accept a credential rolls nothing back."""
+    here = make("db")
+    here.rotate("db")
+    path = here.directory / "rotation.toml"
+    path.write_text(path.read_text().replace('settle = "0s"', 'settle = "5s"'))
+    here.plan = read_plan(path)
+    service = here.service("db")
+    service.trouble("trusted", service.alive()[0])
+
+    def stop() -> None:
+        engine.stop.set()
+        threading.Timer(0.3, service.mend, ["trusted"]).start()
+
+    with here.engine() as engine:
+        at_point("after verify begin", stop)
+        (outcome,) = engine.rotate(["db"])
+    assert ("running", "adopt") == (outcome.state, record_of(outcome).step)
+
+
+def test_stop_before_it_begins(make: Callable[..., World]) -> None:
+    """What was still in line when a run was stopped is not begun."""
+    names = [f"db{number}" for number in range(20)]
+    here = make(*names, common="parallel = 2")
+    with here.engine() as engine:
+        engine.stop.set()
+        assert [] == list(engine.rotate(names))
+    assert {} == here.journal.records()
 
 
 def test_undead_credential_is_an_alarm(make: Callable[..., World]) -> None:

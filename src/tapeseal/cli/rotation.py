@@ -205,7 +205,7 @@ def _status_row(each: "Status", now: datetime) -> list[str]:
     state = each.state
     if record is not None and record.open:
         state = f"{state}: {f'consumers {waiting}' if waiting else record.step}"
-        if record.held is not None and record.held < 1e11:
+        if record.held is not None:
             state += f", held until {_time(datetime.fromtimestamp(record.held, UTC))}"
     return [
         secret.name,
