@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 
 import rotation_world as world
 from rotation_world import CANARY, Service, write_plan
-from servers.bao import Cluster, Server, SingleServer
+from servers.bao import Cluster, Server, SingleServer, wait_for
 from servers.fault_proxy import FaultProxy
 from support import TESTS
 from tapeseal import audit
@@ -26,6 +27,7 @@ from tapeseal.rotation import acknowledge, journal, paths
 from tapeseal.rotation.engine import STEPS, Engine, Outcome
 from tapeseal.rotation.journal import Journal, Record
 from tapeseal.rotation.plan import read_plan
+from tapeseal.rotation.service import REQUESTS_EVERY, Daemon
 from tapeseal.rotation.services import PlanServices
 from tapeseal.vault import Token, VaultSession
 
@@ -661,6 +663,40 @@ def test_requests_of_others(make: Callable[..., World]) -> None:
         other.ask(journal.ROLLBACK, "db", "", 0.0)
     assert "rolled back" == here.run_due()["db"].state
     assert [] == here.journal.requests()
+
+
+def test_daemon_does_an_emergency_first(
+    make: Callable[..., World], at_point: Callable[[str, Callable[[], None]], None]
+) -> None:
+    """What the daemon is at ends with its step, the emergency comes, and then the rest."""
+    here = make("db", "cache")
+    here.rotate("cache")
+
+    def ask() -> None:
+        here.journal.ask(journal.EMERGENCY, "cache", "compromised: secret=cache", 0.0)
+        time.sleep(4 * REQUESTS_EVERY)
+
+    at_point("after deploy begin", ask)
+    path = here.directory / "rotation.toml"
+    with Daemon(path, services=PlanServices(here.vault), metrics="127.0.0.1:0") as daemon:
+        thread = threading.Thread(target=daemon.run)
+        thread.start()
+        try:
+            wait_for(
+                "both",
+                lambda: "db" in here.journal.known() and here.journal.known()["db"].succeeded,
+            )
+        finally:
+            daemon.stop()
+            thread.join()
+    records = here.journal.records()
+    assert "compromised: secret=cache" == records["cache"].reason
+    (verified,) = [
+        at
+        for at, step, event, _ in here.journal.events(records["db"].id)
+        if (step, event) == ("verify", "begin")
+    ]
+    assert records["cache"].updated < verified
 
 
 # Interruptions
