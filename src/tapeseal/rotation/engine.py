@@ -37,7 +37,7 @@ from tapeseal.errors import (
     TapesealError,
     VerificationError,
 )
-from tapeseal.rotation import consumers, journal
+from tapeseal.rotation import consumers, journal, paths
 from tapeseal.rotation.checks import make_check
 from tapeseal.rotation.claims import Claim
 from tapeseal.rotation.journal import Journal, Known, Record, Request, utc
@@ -296,12 +296,13 @@ class Engine:
         return [name for _, _, name in sorted(found)]
 
     def calls(self, name: str) -> list[str]:
-        """Name every call that a rotation of a secret makes, in their order."""
+        """Name every call that a rotation of a secret makes; those of its kind, the revoke too, stand together."""
         secret = self.plan.secrets[name]
-        claim = f"{self.plan.staging}/{name}"
-        found = [f"claim: write {claim}"]
+        path = f"{self.plan.staging}/{name}"
+        claim = f"claim: POST {paths.api_path(path, 'data')}"
+        found = [claim]
         found += [f"{secret.kind}: {call}" for call in make_kind(secret.kind).calls(secret)]
-        found.append(f"claim: write the new credential to {claim} after it is made")
+        found.append(f"{claim} with the new credential, as soon as it is made")
         for settings in secret.deploy:
             target = make_target(settings, secret)
             found += [f"deploy to {settings['type']}: {call}" for call in target.calls()]
@@ -309,9 +310,10 @@ class Engine:
             check = make_check(settings, secret)
             found += [f"verify by {settings['type']}: {call}" for call in check.calls()]
         found += [
-            f"adopt: read {self.plan.consumers}/{name}/{consumer}" for consumer in secret.consumers
+            f"adopt: GET {paths.api_path(f'{self.plan.consumers}/{name}/{consumer}', 'data')}"
+            for consumer in secret.consumers
         ]
-        return [*found, f"claim: delete {claim}"]
+        return [*found, f"clean: DELETE {paths.api_path(path, 'metadata')}"]
 
     # One secret
 
