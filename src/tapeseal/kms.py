@@ -657,7 +657,8 @@ class Kms:
         """Have KMS make new material for a symmetric key now; what the old one encrypted still opens.
 
         KMS does it within seconds or minutes: rotation() says whether it is still at it, rotations() when it was done.
-        A key allows a limited number of these in its life.
+        A key allows a limited number of these in its life. Where an answer is lost it is asked again, which KMS refuses
+        while the first rotation is going on.
         """
         with audit.operation("kms.rotate", key):
             self._call("RotateKeyOnDemand", self._id(key), {}, refusals=_OF_ROTATIONS)

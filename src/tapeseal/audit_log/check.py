@@ -5,7 +5,6 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from tapeseal import files
 from tapeseal.audit_log import chain
 from tapeseal.audit_log.anchors import LogAnchor
 from tapeseal.audit_log.chain import ChainKey, Head, LogHeader
-from tapeseal.audit_log.log import LOCK_SECONDS, file_path, head_path, read_header
+from tapeseal.audit_log.log import LOCK_SECONDS, earlier_files, head_path, read_header
 from tapeseal.body import Anchor
 from tapeseal.datakey import Keyring
 from tapeseal.errors import DamagedError
@@ -219,16 +218,9 @@ class _Checker:
                 locked.callback(os.close, head)
                 _lock_shared(head)
                 raw = files.pread_exact(head, chain.HEAD_SIZE + 1, 0)
-            directory, base = os.path.split(os.path.abspath(self._path))
-            pattern = re.compile(rf"{re.escape(base)}\.([0-9]{{6,}})")
-            earlier = sorted(
-                (int(match[1]), name)
-                for name in os.listdir(directory)
-                if (match := pattern.fullmatch(name)) and int(match[1]) >= from_file
-            )
-            for number, _ in earlier:
-                name = file_path(self._path, number)
-                fds.append((name, opened(name)))
+            for number, name in earlier_files(self._path):
+                if number >= from_file:
+                    fds.append((name, opened(name)))
             try:
                 fds.append((self._path, opened(self._path)))
             except FileNotFoundError:
@@ -625,6 +617,12 @@ class _Checker:
                 "head",
                 f"the head was {details.get('head')}, as a writer found at {fields['time']}: whether "
                 "entries before this one were cut cannot be told",
+            )
+        elif action == "audit.unsynced":
+            self._notice(
+                line.number,
+                "unsynced",
+                f"the disk failed: entries up to {details.get('last')} might not have survived a power cut",
             )
         elif action == "audit.lost":
             self._notice(

@@ -11,6 +11,7 @@ import logging
 import os
 import pwd
 import random
+import re
 import secrets
 import socket
 import stat
@@ -59,6 +60,17 @@ def head_path(path: StrPath) -> str:
 def file_path(path: StrPath, number: int) -> str:
     """Return the name of an earlier file of a log."""
     return f"{os.fspath(path)}.{number:06d}"
+
+
+def earlier_files(path: StrPath) -> list[tuple[int, str]]:
+    """Return number and name of each earlier file of a log that stands beside it, in their order."""
+    directory, base = os.path.split(os.path.abspath(path))
+    pattern = re.compile(rf"{re.escape(base)}\.([0-9]{{6,}})")
+    return sorted(
+        (int(match[1]), os.path.join(directory, name))
+        for name in os.listdir(directory)
+        if (match := pattern.fullmatch(name))
+    )
 
 
 def create_log(
@@ -209,8 +221,6 @@ class AuditLog:
         self._sink_threads = [SinkThread(sink) for sink in self._sinks]
         self._warned_at = -1e9
         self._failure: Exception | None = None
-        self._last_anchor = (time.monotonic(), 0)
-        self._who = _who(self.identity)
 
     # What audit.operation calls
 
@@ -218,7 +228,7 @@ class AuditLog:
         """Raise AuditError where entries cannot be written now; those that are waiting are tried first."""
         self._be_ready("the operation was not begun")
         if self._failure is not None and self._key is not None:
-            with self._writer:
+            with self._writing():
                 self._write_queue()
                 failure = self._failure
             if failure is not None and self.strict:
@@ -236,7 +246,7 @@ class AuditLog:
         item = _Item(self._text(entry))
         self._queue.append(item)
         # Whoever comes first writes what all have queued; a batch is one write.
-        with self._writer:
+        with self._writing():
             if not item.done:
                 self._write_queue()
         if item.error is not None and self.strict:
@@ -290,6 +300,18 @@ class AuditLog:
             str(thread.sink): (thread.failures, thread.dropped) for thread in self._sink_threads
         }
 
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Be the one thread that writes; not for ever, for the key may come from a service that another waits for."""
+        if not self._writer.acquire(timeout=2 * LOCK_SECONDS):
+            raise AuditError(
+                f"another thread has held the audit log {self.path} for {2 * LOCK_SECONDS:g} seconds"
+            )
+        try:
+            yield
+        finally:
+            self._writer.release()
+
     # Opening
 
     @property
@@ -309,6 +331,8 @@ class AuditLog:
         return keyring_of(given) if isinstance(given, str | Sequence) else given
 
     def _open(self) -> None:
+        # Not at the fork: the user's name comes from libc, which another thread may have been in.
+        self._who = _who(self.identity)
         fd, header = _open_file(self.path)
         try:
             self._key = chain.unlock(header, self._make_keyring())
@@ -345,7 +369,7 @@ class AuditLog:
             return
         if self._closed:
             raise AuditError(f"the audit log {self.path} is closed; {what}")
-        with self._writer:
+        with self._writing():
             if self._is_open:
                 return
             if not isinstance(self._keyring, str | Sequence):
@@ -675,20 +699,18 @@ class AuditLog:
                 it too.
 
         Raises:
-            AuditError: the log is not as it should be; verify it first.
+            AuditError, OSError: it could not be; the log goes on in its present file.
+            KeyUnavailableError: the keyring could not make a key.
         """
         self._be_ready("it was not rolled")
-        with self._writer, self._locked():
-            self._look_for_nothing()
-            return self._roll(to)
-
-    def _look_for_nothing(self) -> None:
-        notes = self._look()
-        if notes:
-            self._raw_head = b""  # The next entry is to find it too.
-            raise AuditError(
-                f"{self.path} is not as it was left ({notes[0].action}): verify it first"
-            )
+        with self._writing():
+            while True:
+                # Whatever a crash or somebody left behind is in the old file.
+                self._write([])
+                with self._locked():
+                    if not self._look():
+                        return self._roll(to)
+                    self._raw_head = b""
 
     def _roll(self, to: Keyring | None) -> str:
         """Begin the next file; with the lock. A crash leaves the old one or the new one under the log's name."""
@@ -758,7 +780,10 @@ class AuditLog:
         try:
             os.fdatasync(fd)
         except OSError as error:
-            self._failure = error
+            # The kernel may have dropped what it could not write; what is in the file now says so.
+            logger.error("%s could not be made durable: %s", self.path, error.strerror)
+            note = _Note("audit.unsynced", {"last": self._head.sequence})
+            self._queue.append(_Item(self._note_text(note)))
         finally:
             os.close(fd)
 
@@ -773,8 +798,9 @@ class AuditLog:
     def anchor(self) -> LogAnchor:
         """Return how far the log has come, to be signed and kept elsewhere."""
         self._be_ready("no anchor was made")
-        with self._writer, self._locked():
-            self._look_for_nothing()
+        with self._writing():
+            # Whatever a crash or somebody left behind is in the log first.
+            self._write([])
             return LogAnchor(
                 self._header.log_id, self._head.file, self._head.sequence, self._head.mac
             )
@@ -802,7 +828,7 @@ def _open_file(path: str) -> tuple[int, LogHeader]:
     except FileNotFoundError:
         raise FileNotFoundError(
             errno.ENOENT,
-            "there is no audit log (one that was there is gone; a new one makes `tapeseal audit create`)",
+            "there is no audit log; `tapeseal audit create` makes one, and where one was, somebody took it away",
             path,
         ) from None
     except OSError as error:
