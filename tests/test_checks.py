@@ -119,7 +119,8 @@ def assert_not_in_memory(code: str, secret: str, *arguments: object) -> None:
         stdout=subprocess.PIPE,
     ) as process:
         try:
-            assert process.stdin and process.stdout
+            assert process.stdin is not None
+            assert process.stdout is not None
             process.stdin.write(secret.encode())
             process.stdin.flush()
             assert b"done\n" == process.stdout.readline()
@@ -270,7 +271,7 @@ def test_exec(code: int, refused: bool) -> None:
 @pytest.mark.parametrize("command", [["sh", "-c", "exit 75"], ["sh", "-c", "kill -9 $$"]])
 def test_exec_does_not_know(command: list[str]) -> None:
     """A command that could not ask, or that dies, has refused nobody."""
-    with pytest.raises(Exception, match="code 75|signal 9") as caught:
+    with pytest.raises(Exception, match=r"code 75|signal 9") as caught:
         check("exec", command=command).refuses(credential(key=PASSWORD))
     assert not isinstance(caught.value, VerificationError)
 
@@ -315,7 +316,7 @@ def test_ssh(sshd: Sshd, tmp_path: Path) -> None:
     assert set() == leaks(caught.value, [(tmp_path / "key").read_text()[100:140]])
     assert ssh_check(sshd).refuses(parts)
     sshd.authorized_keys.write_text(public)
-    with pytest.raises(VerificationError, match="false|code 1"):
+    with pytest.raises(VerificationError, match=r"false|code 1"):
         ssh_check(sshd, command="false").accepts(parts)
 
 
@@ -390,7 +391,7 @@ def test_tls_server(tmp_path: Path, tls_port: int) -> None:
     assert not made.refuses(old)
     authority.issue_server()
     assert made.refuses(old)
-    with pytest.raises(VerificationError, match="shows the certificate .* not the new one"):
+    with pytest.raises(VerificationError, match=r"shows the certificate .* not the new one"):
         made.accepts(old)
     made.accepts(issued())
 

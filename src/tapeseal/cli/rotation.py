@@ -175,7 +175,8 @@ def _show_events(found: "list[Status]", journal: "Journal") -> None:
         if each.record is None:
             continue
         reason = f", an emergency: {each.record.reason}" if each.record.emergency else ""
-        output.line(f"\nrotation {each.record.id} of {each.secret.name}{reason}")
+        output.line()
+        output.line(f"rotation {each.record.id} of {each.secret.name}{reason}")
         for at, step, event, detail in journal.events(each.record.id):
             output.line(
                 f"  {_time(datetime.fromtimestamp(at, UTC), True)}  {step} {event}  {detail}".rstrip()
@@ -195,7 +196,7 @@ def _plan_row(each: "Status", now: datetime) -> list[str]:
         duration_text(secret.schedule),
         _time(each.due) if each.due else "unknown: --refresh",
         _time(each.begins) if each.begins else "",
-        f"when {window} closed" if window else "as set" if not secret.window.always else "any",
+        f"{window} closed" if window else "as set" if not secret.window.always else "any",
     ]
 
 
@@ -204,8 +205,9 @@ def _status_row(each: "Status", now: datetime) -> list[str]:
     waiting = ", ".join(record.waiting) if record is not None and record.open else ""
     state = each.state
     if record is not None and record.open:
-        state = f"{state}: {f'consumers {waiting}' if waiting else record.step}"
-        if record.held is not None and record.held < 1e11:
+        if waiting or state in ("running", "rolling back"):
+            state += f": {waiting or record.step}"
+        if record.held is not None:
             state += f", held until {_time(datetime.fromtimestamp(record.held, UTC))}"
     return [
         secret.name,
@@ -467,7 +469,7 @@ def _report(outcomes: "Iterable[Outcome]", as_json: bool, held_code: int = failu
             text = _held_text(each)
         elif record is not None and record.open and record.waiting:
             text = f"waiting for {', '.join(record.waiting)}"
-        elif record is not None and record.open:
+        elif each.state in ("running", "rolling back") and record is not None:
             text = f"{each.state}, at {record.step}"
         elif each.state == "finished":
             text = f"finished, version {version}"
