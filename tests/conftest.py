@@ -16,6 +16,7 @@ from tapeseal.keyrings.public_key import PublicKeyKeyring, create_key_pair
 if TYPE_CHECKING:
     from servers.bao import Cluster, Server, SingleServer
     from servers.kms import KmsServer
+    from servers.postgres import Postgres
 
 # A deadline would make a verdict out of how busy the machine is.
 hypothesis.settings.register_profile("tapeseal", deadline=None, print_blob=True)
@@ -98,6 +99,15 @@ def kms(tmp_path_factory: pytest.TempPathFactory) -> Iterator["KmsServer"]:
     from servers.kms import kms_server
 
     with kms_server(tmp_path_factory.mktemp("kms")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator["Postgres"]:
+    """A PostgreSQL; each test makes the roles it needs, under names of its own."""
+    from servers.postgres import postgres_server
+
+    with postgres_server() as server:
         yield server
 
 

@@ -11,14 +11,18 @@ import os
 import pickle
 import re
 import stat
+import sys
 from pathlib import Path
 
 import pytest
 
 import tapeseal
+from memory_scan import Hit, Scanner
+from memory_scan import child as memory_child
 from servers.answers import Answers
 from servers.kms import ACCOUNT, REGION, make_clients_once
 from support import leaks
+from tapeseal import _core
 from tapeseal._core import SecretBuffer
 from tapeseal.cli import app
 from tapeseal.errors import (
@@ -622,6 +626,41 @@ def test_no_copies(admin):
 def test_the_name_of_the_package():
     """The class is the package's own."""
     assert tapeseal.Kms is Kms
+
+
+USER = """
+from tapeseal.cli import data
+from tapeseal.kms import Kms
+
+key, address, ciphertext = sys.argv[1:]
+kms = Kms(region="us-east-1", endpoint_url=address, read_timeout=30)
+secret = kms.decrypt(key, bytes.fromhex(ciphertext))
+kms.encrypt(key, secret)
+data.write_secret("plain", secret)
+secret = data.read_secret("plain", 4096)
+kms.encrypt(key, secret)
+stage("in use")
+secret.close()
+stage("closed")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/PID/mem")
+@pytest.mark.skipif(
+    not _core.KEY_SCHEDULES_PROTECTED,
+    reason="the system's libcrypto, or a sanitizer, has its own memory",
+)
+def test_where_a_plaintext_stands(admin, kms, key, tmp_path, monkeypatch):
+    """What is decrypted, written, read and encrypted stands in locked pages alone, and nowhere once it is closed."""
+    monkeypatch.chdir(tmp_path)
+    plaintext = os.urandom(32)
+    ciphertext = admin.encrypt(key, plaintext)
+    scanner = Scanner({"plaintext": plaintext})
+    with memory_child(USER, key, kms.address, ciphertext.hex(), **kms.admin_user) as process:
+        process.wait_for("in use")
+        assert {Hit("plaintext", "raw", protected=True)} == scanner.process(process.pid)
+        process.go_on_to("closed")
+        assert set() == scanner.process(process.pid)
 
 
 # The command line

@@ -18,8 +18,10 @@ from tapeseal.datakey import DataKey, Keyring
 from tapeseal.errors import (
     AccessDeniedError,
     AuditError,
+    CertificateError,
     CiphertextError,
     ContextMismatchError,
+    CredentialError,
     DamagedError,
     ForkError,
     InvalidTag,
@@ -27,7 +29,9 @@ from tapeseal.errors import (
     KeyUnavailableError,
     LimitError,
     NotATapeError,
+    OutcomeUnknownError,
     PassphraseError,
+    PlanError,
     ReserveExhaustedError,
     RotationError,
     ServiceUnavailableError,
@@ -63,7 +67,11 @@ if TYPE_CHECKING:
     from tapeseal.keyrings.vault_transit import VaultTransitKeyring
     from tapeseal.kms import Kms
     from tapeseal.signing import sign_statement, signer, verify_statement
+    from tapeseal.vault.certificate_directory import CertificateDirectory
+    from tapeseal.vault.lease import DatabaseCredentials
+    from tapeseal.vault.pki import Pki
     from tapeseal.vault.session import VaultSession
+    from tapeseal.vault.ssh import Ssh
     from tapeseal.vault.transit import Transit
 
 # Loaded on first use, for what they need is an extra or takes long to load; the same names stand
@@ -71,8 +79,12 @@ if TYPE_CHECKING:
 _LAZY = {
     "AuditLog": "tapeseal.audit_log.log",
     "AwsKmsKeyring": "tapeseal.keyrings.aws_kms",
-    "Kms": "tapeseal.kms",
+    "CertificateDirectory": "tapeseal.vault.certificate_directory",
+    "DatabaseCredentials": "tapeseal.vault.lease",
+    "Pki": "tapeseal.vault.pki",
     "PublicKeyKeyring": "tapeseal.keyrings.public_key",
+    "Ssh": "tapeseal.vault.ssh",
+    "Kms": "tapeseal.kms",
     "Transit": "tapeseal.vault.transit",
     "VaultSession": "tapeseal.vault.session",
     "VaultTransitKeyring": "tapeseal.keyrings.vault_transit",
@@ -90,11 +102,15 @@ __all__ = [
     "AwsKmsKeyring",
     "ByteReader",
     "ByteWriter",
+    "CertificateDirectory",
+    "CertificateError",
     "CiphertextError",
     "ContextMismatchError",
+    "CredentialError",
     "DamagedError",
     "DataKey",
     "DataKeyReserve",
+    "DatabaseCredentials",
     "ForkError",
     "Inspection",
     "InvalidTag",
@@ -105,7 +121,10 @@ __all__ = [
     "LimitError",
     "LocalKeyring",
     "NotATapeError",
+    "OutcomeUnknownError",
     "PassphraseError",
+    "Pki",
+    "PlanError",
     "Problem",
     "PublicKeyKeyring",
     "Quorum",
@@ -118,6 +137,7 @@ __all__ = [
     "Secret",
     "ServiceUnavailableError",
     "SignatureError",
+    "Ssh",
     "TapeChangedError",
     "TapeLockedError",
     "TapeReader",

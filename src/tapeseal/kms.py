@@ -657,7 +657,8 @@ class Kms:
         """Have KMS make new material for a symmetric key now; what the old one encrypted still opens.
 
         KMS does it within seconds or minutes: rotation() says whether it is still at it, rotations() when it was done.
-        A key allows a limited number of these in its life.
+        A key allows a limited number of these in its life. Where an answer is lost it is asked again, which KMS refuses
+        while the first rotation is going on.
         """
         with audit.operation("kms.rotate", key):
             self._call("RotateKeyOnDemand", self._id(key), {}, refusals=_OF_ROTATIONS)
@@ -732,6 +733,66 @@ class Kms:
         with audit.operation(action, alias, key=key):
             parameters = {"AliasName": alias, "TargetKeyId": self._id(key)}
             self._connection.call(operation, alias, parameters, refusals=_OF_ALIASES)
+
+    def tags(self, key: str) -> dict[str, str]:
+        """Return the tags of a key."""
+        key = self._id(key)
+        found = {}
+        for each in self._pages("ListResourceTags", key, {"KeyId": key}, "Tags"):
+            name, value = each.get("TagKey"), each.get("TagValue")
+            if isinstance(name, str) and isinstance(value, str):
+                found[name] = value
+        return found
+
+    def tag(self, key: str, tags: Mapping[str, str]) -> None:
+        """Give a key tags, beside those it has."""
+        with audit.operation("kms.tag", key, tags=", ".join(tags)):
+            self._call("TagResource", self._id(key), {"Tags": _tags(tags)})
+
+    def create_key_like(self, key: str, *, tags: Mapping[str, str]) -> str:
+        """Make a key of the same kind, usage, description, policy and tags as another, and return its ARN.
+
+        Args:
+            key: the other.
+            tags: beside the other's, or in place of them; they are there as soon as the key is, which they find.
+
+        Raises:
+            ServiceUnavailableError: also where it is unknown whether a key was made, or more than one.
+        """
+        with audit.operation("kms.create_key", key) as entry:
+            like = self.describe(key)
+            if not like.specification or not like.usage:
+                raise self._connection.not_whole(key, "KeyUsage")
+            policy, _ = self._call("GetKeyPolicy", like.key, {"PolicyName": "default"})
+            if not isinstance(policy.get("Policy"), str):
+                raise self._connection.not_whole(key, "Policy")
+            theirs = {
+                name: value
+                for name, value in self.tags(like.key).items()
+                if not name.startswith("aws:")
+            }
+            answer, _ = self._connection.call(
+                "CreateKey",
+                key,
+                {
+                    "KeySpec": like.specification,
+                    "KeyUsage": like.usage,
+                    "Description": like.description,
+                    "Policy": policy["Policy"],
+                    "Tags": _tags({**theirs, **tags}),
+                },
+                refusals=_OF_PARAMETERS,
+            )
+            metadata = answer.get("KeyMetadata")
+            arn = parse_arn(str(metadata.get("Arn"))) if isinstance(metadata, dict) else None
+            if arn is None:
+                raise self._connection.not_whole(key, "KeyMetadata")
+            if answer.get("ResponseMetadata", {}).get("RetryAttempts"):
+                raise ServiceUnavailableError(
+                    f"{PROVIDER}:{key}: CreateKey was sent more than once, and may have made more than one key"
+                )
+            entry.version = str(arn)
+        return str(arn)
 
     # Inventory
 
@@ -950,6 +1011,10 @@ def _check_alias(alias: str) -> None:
         raise ValueError(
             "an alias is alias/NAME, of letters, digits, / _ and -, and not of alias/aws/"
         )
+
+
+def _tags(tags: Mapping[str, str]) -> list[dict[str, str]]:
+    return [{"TagKey": name, "TagValue": value} for name, value in tags.items()]
 
 
 def _date(answer: Mapping[str, Any], field: str) -> datetime | None:

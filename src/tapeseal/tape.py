@@ -497,12 +497,10 @@ def _rewrap_copy(path: str, fd: int, keyring: Keyring, to: Keyring | None) -> in
         with files.new_file(path, 0o600, replace=True) as copy:
             files.pwrite_all(copy, raw + raw, 0)
             shift = 2 * size - old.body
-            # A copy of the same layout has the same index, so that a signature over it holds on.
-            end = os.fstat(fd).st_size if body.sealed and not shift else body.end
-            for offset in range(old.body, end, 1 << 20):
-                piece = files.pread_exact(fd, min(1 << 20, end - offset), offset)
+            for offset in range(old.body, body.end, 1 << 20):
+                piece = files.pread_exact(fd, min(1 << 20, body.end - offset), offset)
                 files.pwrite_all(copy, piece, offset + shift)
-            if body.sealed and shift:
+            if body.sealed:
                 # The index holds offsets, so it is made anew; writing it also proves the copy.
                 # Under the key that is at hand: not everyone who wraps can unwrap.
                 duplicate = os.dup(copy)
@@ -514,6 +512,11 @@ def _rewrap_copy(path: str, fd: int, keyring: Keyring, to: Keyring | None) -> in
                     os.close(duplicate)
                     raise
                 writer.close()
+                if not shift:
+                    # Nothing has moved, so the old index holds too, and a signature over it with it.
+                    index = files.pread_exact(fd, os.fstat(fd).st_size - body.end, body.end)
+                    files.pwrite_all(copy, index, body.end)
+                    os.ftruncate(copy, body.end + len(index))
             os.fsync(copy)
         files.sync_directory(path)
     return generation

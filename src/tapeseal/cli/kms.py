@@ -66,8 +66,8 @@ def encrypt(
     """Encrypt up to 4096 bytes under a symmetric KEY.
 
     \b
-      tapeseal kms encrypt alias/config --region us-east-1 -c app=recorder password -o password.kms
-      tapeseal kms decrypt alias/config --region us-east-1 -c app=recorder password.kms
+      tapeseal kms encrypt alias/config password -c app=recorder -o password.kms
+      tapeseal kms decrypt alias/config password.kms -c app=recorder
     """
     from tapeseal.kms import MAX_PLAINTEXT_SIZE
 
