@@ -3,7 +3,7 @@
 Run: python -m benchmarks.audit [--entries N] [--rounds N] [--processes N ...] [--directory DIRECTORY]
 
 Each entry is one `with audit.operation(…)`, in the file for every reader when it ends, chained, and counted by the
-head. The peer is Python's `logging` to one file with the same members as JSON, which chains nothing, counts nothing, and
+head. The peer is Python's `logging` to one file with the same members as JSON, which chains and counts nothing, and
 whose processes do not wait for each other. Nobody waits for the disk: the log makes its entries durable within a
 second, behind. After each run the log is verified, and what it holds is counted.
 """

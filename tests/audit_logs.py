@@ -53,7 +53,7 @@ def entries(path: Path) -> list[dict[str, Any]]:
 def verified(path: Path, keyring: Any, **more: Any) -> LogVerification:
     """Verify a log, its entries and the number of its last one, and return what was found."""
     found = verify_log(path, keyring=keyring, **more)
-    assert [] == found.problems
+    assert [] == found.problems[:3]
     assert found.entries == found.last
     return found
 

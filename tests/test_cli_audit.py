@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ import audit_sample
 import tapeseal
 from audit_logs import entries
 from tapeseal import audit
+from tapeseal.audit_log.environment import EnvironmentLog
 from tapeseal.audit_log.log import AuditLog
 from tapeseal.cli import app
 from test_cli import Result, Run, start
@@ -46,12 +48,17 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run) -> Path:
 
 
 @pytest.fixture
-def environment(log: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The same, and the commands that are started record there."""
+def environment(log: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The same, and this process and those that it starts record there, as with the environment's log."""
     monkeypatch.setenv("TAPESEAL_AUDIT", str(log))
     monkeypatch.setenv("TAPESEAL_AUDIT_KEYRING", f"local:{log.parent / 'audit.key'}")
     monkeypatch.setenv("TAPESEAL_AUDIT_IDENTITY", "nightly")
-    return log
+    audit.start(EnvironmentLog())
+    yield log
+    opened = audit.active()
+    audit.stop()
+    if isinstance(opened, AuditLog):
+        opened.close()
 
 
 def used(log: Path, count: int = 5) -> None:
@@ -267,20 +274,24 @@ def test_report(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> No
 # The environment
 
 
-def test_commands_are_recorded(environment: Path) -> None:
+def test_commands_are_recorded(environment: Path, run: Run) -> None:
     """Each command is an entry: by whom, its name, how it ended, and none of its arguments."""
     Path("x").write_text("data")
-    assert 0 == start("encrypt", "x", "-k", "local:k").code
-    assert 3 == start("decrypt", "x.tape", "-k", "local:audit.key", "-o", "canary-argument").code
-    assert 2 == start("inspect", "canary-argument").code
-    assert 0 == start("encrypt", "--help").code
-    assert 0 == start("--version").code
+    done = start("encrypt", "x", "-k", "local:k")
+    assert (0, "") == (done.code, done.err)
+    assert "tapeseal" == entries(environment)[-1]["program"]
+    assert 3 == run("decrypt", "x.tape", "-k", "local:audit.key", "-o", "canary-argument").code
+    assert 2 == run("inspect", "canary-argument").code
+    assert 2 == run("audit", "verify", "canary-argument", "--since").code
+    assert 0 == run("encrypt", "--help").code
+    assert 0 == run("--version").code
     assert [
-        ("tapeseal encrypt", "done", "nightly", "tapeseal"),
-        ("tapeseal decrypt", "exit 3", "nightly", "tapeseal"),
-        ("tapeseal inspect", "exit 2", "nightly", "tapeseal"),
+        ("tapeseal encrypt", "done", "nightly"),
+        ("tapeseal decrypt", "exit 3", "nightly"),
+        ("tapeseal inspect", "exit 2", "nightly"),
+        ("tapeseal audit verify", "NoSuchOption", "nightly"),
     ] == [
-        (each["subject"], each["result"], each["identity"], each["program"])
+        (each["subject"], each["result"], each["identity"])
         for each in entries(environment)
         if each["action"] == "command.run"
     ]
@@ -293,21 +304,21 @@ def test_commands_are_recorded(environment: Path) -> None:
     )
 
 
-def test_audit_commands_take_the_log_from_there(environment: Path) -> None:
+def test_audit_commands_take_the_log_from_there(environment: Path, run: Run) -> None:
     """The commands of the group take log and keyring from the environment, and record themselves."""
-    assert 0 == start("audit", "verify").code
-    assert b"command.run tapeseal audit verify" in start("audit", "show").out
-    assert 0 == start("audit", "report").code
+    assert 0 == run("audit", "verify").code
+    assert b"command.run tapeseal audit verify" in run("audit", "show").out
+    assert 0 == run("audit", "report").code
 
 
-def test_a_log_that_is_gone(environment: Path) -> None:
+def test_a_log_that_is_gone(environment: Path, run: Run) -> None:
     """Without its log no command does anything; those that look at logs do all the same, and warn."""
     Path("x").write_text("data")
     environment.rename("aside")
     Path("audit.log.head").rename("aside.head")
-    refused = start("encrypt", "x", "-k", "local:k")
+    refused = run("encrypt", "x", "-k", "local:k")
     assert (3, True) == (refused.code, "there is no audit log" in refused.err)
     assert not Path("x.tape").exists()
-    looked = start("audit", "show", "aside")
+    looked = run("audit", "show", "aside")
     assert (0, True) == (looked.code, "warning: the audit log" in looked.err)
-    assert 0 == start("--help").code
+    assert 0 == run("--help").code

@@ -36,6 +36,7 @@ KINDS: Final = (
 """Kinds of problems: a forged header; an entry that was changed, removed, moved, or never written by the log; entries
 missing at the end; a head that is missing or forged; an anchor that the log does not meet."""
 
+_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 _BLOCK = 1 << 20
 _LINE_START = b'{"sequence":'
 _TAPE_ANCHOR = b'"anchor":"tapeseal-anchor:'
@@ -181,20 +182,26 @@ class _Checker:
     # The files
 
     def run(self, stack: contextlib.ExitStack, from_file: int) -> None:
-        raw, fds = self._snapshot(stack, from_file)
-        self._total = sum(os.fstat(fd).st_size for _, fd in fds)
+        raw, earlier, present = self._snapshot(stack, from_file)
+        self._total = sum(os.path.getsize(name) for name in earlier)
+        if present >= 0:
+            self._total += os.fstat(present).st_size
         number = from_file
-        for name, fd in fds:
+        for name in [*earlier, self._path] if present >= 0 else earlier:
             self._file = name
             self.found.files.append(name)
-            header = self._take_header(fd, number, raw)
-            if header is None:
-                if self._key is None:
+            # One at a time: there may be more of them than descriptors. What was rolled changes no more.
+            fd = present if name == self._path else os.open(name, _READ)
+            try:
+                header = self._take_header(fd, number, raw)
+                if header is None and self._key is None:
                     return
-            else:
-                number = header.file
-            self._check_lines(fd)
-            number += 1
+                number = number if header is None else header.file
+                self._check_lines(fd)
+                number += 1
+            finally:
+                if fd != present:
+                    os.close(fd)
         self._file = self._path
         self._settle_early()
         self._check_head(raw)
@@ -204,32 +211,29 @@ class _Checker:
 
     def _snapshot(
         self, stack: contextlib.ExitStack, from_file: int
-    ) -> tuple[bytes, list[tuple[str, int]]]:
-        """Open the files of the log and read its head, while no writer is at work; return both."""
+    ) -> tuple[bytes, list[str], int]:
+        """Look at the log while no writer is at work.
 
-        def opened(name: str) -> int:
-            fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            stack.callback(os.close, fd)
-            return fd
-
+        Returns:
+            Its head, the names of its earlier files, and a descriptor of its present one, -1 where that is gone.
+        """
         raw = b""
-        fds: list[tuple[str, int]] = []
         with contextlib.ExitStack() as locked:
             with contextlib.suppress(FileNotFoundError):
-                head = os.open(head_path(self._path), os.O_RDONLY | os.O_CLOEXEC)
+                head = os.open(head_path(self._path), _READ)
                 locked.callback(os.close, head)
                 _lock_shared(head)
                 raw = files.pread_exact(head, chain.HEAD_SIZE + 1, 0)
-            for number, name in earlier_files(self._path):
-                if number >= from_file:
-                    fds.append((name, opened(name)))
+            earlier = [name for number, name in earlier_files(self._path) if number >= from_file]
             try:
-                fds.append((self._path, opened(self._path)))
+                present = os.open(self._path, _READ)
+                stack.callback(os.close, present)
             except FileNotFoundError:
-                if not fds and not raw:
+                if not earlier and not raw:
                     raise
                 self._problem(0, "cut", "the present file of the log is gone")
-        return raw, fds
+                present = -1
+        return raw, earlier, present
 
     def _take_header(self, fd: int, number: int, raw: bytes) -> LogHeader | None:
         """Authenticate a file's header, and see that it follows the file before."""

@@ -356,6 +356,9 @@ class AuditLog:
         if self._fd >= 0:
             os.close(self._fd)
         self._fd, self._header = fd, header
+        if header.roll_seconds is not None:
+            created = time.strptime(header.created, "%Y-%m-%dT%H:%M:%SZ")
+            self._period = calendar.timegm(created) // header.roll_seconds
         status = os.fstat(fd)
         self._inode = (status.st_dev, status.st_ino)
         self._raw_head = b""
@@ -385,11 +388,13 @@ class AuditLog:
                     f"the audit log {self.path} belongs to the process that opened it: open it in the fork, "
                     "or give it its keyring as a URI"
                 )
+            for sink in self._sinks:
+                sink.close()  # What it has open is the parent's.
             try:
                 with self._as_opener():
                     self._open()
             except (TapesealError, OSError, ValueError) as error:
-                self._warn(error)
+                self._warn(f"a fork could not open it: {error}")
                 self._failure = error
                 if self.strict:
                     raise _refused(self.path, error, what) from None
@@ -434,7 +439,7 @@ class AuditLog:
             lines = self._write(items)
         except (OSError, TapesealError) as error:
             self._keep_waiting(items, error)
-            self._warn(error)
+            self._warn(f"it takes no entries: {error}; {len(self._unwritten)} are waiting")
             return
         except BaseException:  # An interrupt: the next one writes what this one did not.
             self._keep_waiting(items, None)
@@ -460,25 +465,29 @@ class AuditLog:
             self._unwritten.popleft()
             self.lost += 1
 
-    def _warn(self, error: Exception) -> None:
+    def _warn(self, text: str) -> None:
+        """Tell Python's logging, once a minute at most."""
         now = time.monotonic()
         if now - self._warned_at >= 60:
             self._warned_at = now
-            logger.error(
-                "%s takes no entries: %s; %d are waiting", self.path, error, len(self._unwritten)
-            )
+            logger.error("%s: %s", self.path, text)
 
     def _write(self, items: Sequence[_Item]) -> list[bytes]:
         """Append the lines of items, and before them what was found amiss; all or none of them."""
         with self._locked():
             notes = self._look()
-            if self._is_roll_due():
-                self._roll(None)
+            # What was found amiss is said in the file that it is in.
+            if not notes and not self._lacks_newline and self._is_roll_due():
+                try:
+                    self._roll(None)
+                except (OSError, AuditError) as error:
+                    # Better a file that is too large than no entry.
+                    self._warn(f"it goes on in its present file: {error}")
             texts = [self._note_text(note) for note in notes]
             if self.lost and items:
                 texts.append(self._note_text(_Note("audit.lost", {"entries": self.lost})))
             texts += [item.text for item in items]
-            if not texts:
+            if not texts and not self._lacks_newline:
                 return []
             key = self._key
             assert key is not None
@@ -525,26 +534,29 @@ class AuditLog:
         while True:
             if self._head_fd < 0:
                 self._open_head()
+            held = False
+            # The taking too: an interrupt can come when the lock is there.
             try:
-                fcntl.flock(self._head_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                now = time.monotonic()
-                end = now + LOCK_SECONDS if end is None else end
-                if now > end:
-                    raise AuditError(
-                        f"another process has held the audit log {self.path} for {LOCK_SECONDS:g} seconds"
-                    ) from None
-                time.sleep(pause * random.uniform(0.5, 1.0))
-                pause = min(2 * pause, _LONGEST_PAUSE)
-                continue
-            try:
-                if files.has_name(self._head_fd, head_path(self.path)):
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(self._head_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    held = True
+                if held and files.has_name(self._head_fd, head_path(self.path)):
                     yield
                     return
             finally:
                 fcntl.flock(self._head_fd, fcntl.LOCK_UN)
-            os.close(self._head_fd)
-            self._head_fd = -1
+            if held:
+                os.close(self._head_fd)
+                self._head_fd = -1
+                continue
+            now = time.monotonic()
+            end = now + LOCK_SECONDS if end is None else end
+            if now > end:
+                raise AuditError(
+                    f"another process has held the audit log {self.path} for {LOCK_SECONDS:g} seconds"
+                )
+            time.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _open_head(self) -> None:
         """Open the head; where somebody took it away, an empty one, which _look() then finds."""
@@ -687,14 +699,7 @@ class AuditLog:
             return True
         if header.roll_seconds is None:
             return False
-        day = int(time.time()) // header.roll_seconds
-        if day == self._rolled_day:
-            return False
-        created = time.strptime(header.created, "%Y-%m-%dT%H:%M:%SZ")
-        self._rolled_day = day
-        return calendar.timegm(created) // header.roll_seconds != day
-
-    _rolled_day = -1
+        return int(time.time()) // header.roll_seconds != self._period
 
     def roll(self, to: Keyring | None = None) -> str:
         """Begin the log's next file now, and return the name that the old one has from here on.

@@ -128,7 +128,8 @@ def create(
     \b
       tapeseal keygen audit.key
       tapeseal audit create audit.log -k local:audit.key --daily
-      export TAPESEAL_AUDIT=$PWD/audit.log TAPESEAL_AUDIT_KEYRING=local:$PWD/audit.key
+      export TAPESEAL_AUDIT=$PWD/audit.log
+      export TAPESEAL_AUDIT_KEYRING=local:$PWD/audit.key
 
     Whoever writes the log must be able to unwrap its key, and could forge it from the last anchor on: have anchors
     signed by a key that the writers do not have (tapeseal audit anchor).
@@ -195,9 +196,11 @@ def anchor(log: str, keyrings: tuple[str, ...], signer: str, to: str) -> None:
     """Have a statement signed of how far the log has come, and keep it elsewhere; to be run on a schedule.
 
     \b
-      tapeseal audit anchor audit.log -k local:audit.key --signer vault-transit:transit/audit --to /mnt/vault/anchors
-      tapeseal vault transit public-key transit/audit > audit.pem
-      tapeseal audit verify audit.log -k local:audit.key --anchors /mnt/vault/anchors --public-key audit.pem
+      tapeseal audit anchor audit.log -k local:audit.key \\
+        --signer vault-transit:transit/audit --to /mnt/audit/anchors
+      tapeseal vault transit public-key transit/audit -o audit.pem
+      tapeseal audit verify audit.log -k local:audit.key \\
+        --anchors /mnt/audit/anchors --public-key audit.pem
 
     Whoever holds the log's key can rewrite what came after the last anchor, and nothing before it.
     """
@@ -420,7 +423,8 @@ def report(
     all the same.
 
     \b
-      tapeseal audit report audit.log -k local:audit.key --since 90d --plan rotation.toml --html report.html
+      tapeseal audit report audit.log -k local:audit.key \\
+        --since 90d --plan rotation.toml --html report.html
     """
     from tapeseal.audit_log.report import ReportBuilder, Settings
     from tapeseal.rotation.plan import read_plan
