@@ -427,9 +427,12 @@ def test_killed_writers_leave_a_valid_log(path: Path, keyring: LocalKeyring, key
         found = verified(path, keyring)
     assert len(found.files) > 1
     written: dict[int, set[str]] = {}
-    for name in found.files:
-        for entry in entries(Path(name)):
-            written.setdefault(entry["pid"], set()).add(entry["subject"])
+
+    def take(line: bytes) -> None:
+        entry = json.loads(line)
+        written.setdefault(entry["pid"], set()).add(entry["subject"])
+
+    verify_log(path, keyring=keyring, each=take)
     assert {pid: set() for pid in ended} == {
         pid: subjects - written.get(pid, set()) for pid, subjects in ended.items()
     }
@@ -835,6 +838,24 @@ def test_many_files(path: Path, keyring: LocalKeyring) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
+def test_a_disk_that_fails_to_sync_at_once(
+    path: Path, keyring: LocalKeyring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who waits for the disk with each entry is told where it fails; the entry is in the file once."""
+
+    def fail(fd: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with recording(path, keyring, sync_seconds=0):
+        with monkeypatch.context() as patch:
+            patch.setattr(log_module.os, "fdatasync", fail)
+            with pytest.raises(AuditError, match=r"Input/output error.*is over"):
+                record(1, subject="secret/once")
+        record(1)
+    assert 1 == [each["subject"] for each in entries(path)].count("secret/once")
+    verified(path, keyring)
+
+
 def test_a_disk_that_fails_to_sync(
     path: Path, keyring: LocalKeyring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -892,6 +913,20 @@ def test_fork_with_a_keyring_is_refused(path: Path, keyring: LocalKeyring) -> No
         assert 0 == os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         record(1)
     assert 3 == verified(path, keyring).entries
+
+
+def test_fork_of_a_lenient_log(path: Path, keyring: LocalKeyring) -> None:
+    """A fork of a process whose log is lenient goes on without entries where it cannot open the log."""
+    with recording(path, keyring, strict=False) as log:
+        record(1)
+        pid = os.fork()
+        if pid == 0:
+            with contextlib.suppress(BaseException):
+                record(3)
+                os._exit(log.lost)
+            os._exit(99)
+        assert 3 == os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert 2 == verified(path, keyring).entries
 
 
 def test_a_fork_keeps_no_lock(path: Path, keyring: LocalKeyring, key_file: str) -> None:

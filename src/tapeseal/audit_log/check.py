@@ -5,7 +5,6 @@ import fcntl
 import hashlib
 import json
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
@@ -14,7 +13,7 @@ from tapeseal import files
 from tapeseal.audit_log import chain
 from tapeseal.audit_log.anchors import LogAnchor
 from tapeseal.audit_log.chain import ChainKey, Head, LogHeader
-from tapeseal.audit_log.log import LOCK_SECONDS, earlier_files, head_path, read_header
+from tapeseal.audit_log.log import earlier_files, head_path, read_header, take_lock
 from tapeseal.body import Anchor
 from tapeseal.datakey import Keyring
 from tapeseal.errors import DamagedError
@@ -222,7 +221,7 @@ class _Checker:
             with contextlib.suppress(FileNotFoundError):
                 head = os.open(head_path(self._path), _READ)
                 locked.callback(os.close, head)
-                _lock_shared(head)
+                take_lock(head, fcntl.LOCK_SH, self._path)
                 raw = files.pread_exact(head, chain.HEAD_SIZE + 1, 0)
             earlier = [name for number, name in earlier_files(self._path) if number >= from_file]
             try:
@@ -698,17 +697,3 @@ class _Checker:
 
     def _notice(self, line: int, kind: str, text: str) -> None:
         self.found.notices.append(LogProblem(self._file, line, kind, text))
-
-
-def _lock_shared(fd: int) -> None:
-    end = time.monotonic() + LOCK_SECONDS
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > end:
-                raise TimeoutError(
-                    f"a writer has held the audit log for {LOCK_SECONDS:g} seconds"
-                ) from None
-            time.sleep(0.001)

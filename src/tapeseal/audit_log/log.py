@@ -233,7 +233,7 @@ class AuditLog:
     def check(self) -> None:
         """Raise AuditError where entries cannot be written now; those that are waiting are tried first."""
         self._be_ready("the operation was not begun")
-        if self._failure is not None and self._key is not None:
+        if self._failure is not None:
             with self._writing():
                 self._write_queue()
                 failure = self._failure
@@ -249,6 +249,9 @@ class AuditLog:
         if self._opener == threading.get_ident():
             return  # It is the unwrapping of the log's own key.
         self._be_ready("the operation itself is over")
+        if self._key is None:
+            self.lost += 1  # In a fork that could not open it.
+            return
         item = _Item(self._text(entry))
         self._queue.append(item)
         # Whoever comes first writes what all have queued; a batch is one write.
@@ -384,10 +387,14 @@ class AuditLog:
             if self._is_open:
                 return
             if not isinstance(self._keyring, str | Sequence):
-                raise ForkError(
+                said = (
                     f"the audit log {self.path} belongs to the process that opened it: open it in the fork, "
                     "or give it its keyring as a URI"
                 )
+                if self.strict:
+                    raise ForkError(said)
+                self._warn(said)
+                return
             for sink in self._sinks:
                 sink.close()  # What it has open is the parent's.
             try:
@@ -395,7 +402,6 @@ class AuditLog:
                     self._open()
             except (TapesealError, OSError, ValueError) as error:
                 self._warn(f"a fork could not open it: {error}")
-                self._failure = error
                 if self.strict:
                     raise _refused(self.path, error, what) from None
 
@@ -432,9 +438,6 @@ class AuditLog:
         self._unwritten.clear()
         while self._queue:
             items.append(self._queue.popleft())
-        if self._key is None:
-            self._keep_waiting(items, self._failure)
-            return
         try:
             lines = self._write(items)
         except (OSError, TapesealError) as error:
@@ -514,7 +517,12 @@ class AuditLog:
             self._lacks_newline = False
             self._write_head(Head(self._header.file, sequence, size + len(data), mac))
             if self.sync_seconds == 0:
-                os.fdatasync(self._fd)
+                try:
+                    os.fdatasync(self._fd)
+                except OSError as error:
+                    for item in items:
+                        item.error = error
+                    raise
         if items:
             self.lost = 0
         return lines
@@ -529,34 +537,19 @@ class AuditLog:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """Hold the head's lock, which all who write the log wait for."""
-        end = None
-        pause = _FIRST_PAUSE
         while True:
             if self._head_fd < 0:
                 self._open_head()
-            held = False
             # The taking too: an interrupt can come when the lock is there.
             try:
-                with contextlib.suppress(BlockingIOError):
-                    fcntl.flock(self._head_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    held = True
-                if held and files.has_name(self._head_fd, head_path(self.path)):
+                take_lock(self._head_fd, fcntl.LOCK_EX, self.path)
+                if files.has_name(self._head_fd, head_path(self.path)):
                     yield
                     return
             finally:
                 fcntl.flock(self._head_fd, fcntl.LOCK_UN)
-            if held:
-                os.close(self._head_fd)
-                self._head_fd = -1
-                continue
-            now = time.monotonic()
-            end = now + LOCK_SECONDS if end is None else end
-            if now > end:
-                raise AuditError(
-                    f"another process has held the audit log {self.path} for {LOCK_SECONDS:g} seconds"
-                )
-            time.sleep(pause * random.uniform(0.5, 1.0))
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            os.close(self._head_fd)
+            self._head_fd = -1
 
     def _open_head(self) -> None:
         """Open the head; where somebody took it away, an empty one, which _look() then finds."""
@@ -817,6 +810,31 @@ class AuditLog:
             )
 
 
+def take_lock(fd: int, kind: int, path: str) -> None:
+    """Take the lock of a log's head, LOCK_EX or LOCK_SH of fcntl, and wait for it for a while.
+
+    Not asleep in the system: of all who sleep there each is woken when the lock is given up, and that has no deadline.
+
+    Raises:
+        AuditError: somebody has held it for too long.
+    """
+    end = 0.0
+    pause = _FIRST_PAUSE
+    while True:
+        try:
+            fcntl.flock(fd, kind | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            now = time.monotonic()
+            end = end or now + LOCK_SECONDS
+        if now > end:
+            raise AuditError(
+                f"another process has held the audit log {path} for {LOCK_SECONDS:g} seconds"
+            )
+        time.sleep(pause * random.uniform(0.5, 1.0))
+        pause = min(2 * pause, _LONGEST_PAUSE)
+
+
 def _refused(path: str, error: Exception, what: str) -> AuditError:
     said = (
         error.strerror or type(error).__name__
@@ -832,7 +850,7 @@ def _open_file(path: str) -> tuple[int, LogHeader]:
     try:
         if not os.path.lexists(path):
             with contextlib.suppress(FileNotFoundError), open(head_path(path), "r+b", 0) as head:
-                fcntl.flock(head, fcntl.LOCK_EX)
+                take_lock(head.fileno(), fcntl.LOCK_EX, path)
                 if not os.path.lexists(path):
                     _mend_roll(path, head.read(chain.HEAD_SIZE + 1))
         fd = os.open(path, flags)

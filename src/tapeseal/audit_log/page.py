@@ -91,7 +91,8 @@ font-variant-numeric:tabular-nums}
 .empty{color:var(--soft)}
 footer{color:var(--soft);font-size:13px;margin-top:28px;display:flex;flex-wrap:wrap;gap:4px 20px}
 @media(max-width:860px){main{padding:24px 14px}.numbers{grid-template-columns:repeat(2,1fr)}.pair{display:block}
-ul.look li{grid-template-columns:1fr;gap:3px}section{padding:18px 16px}.wide{margin:0 -16px;padding:0 16px}}
+ul.look li{grid-template-columns:1fr;gap:3px}section{padding:18px 16px}.wide{margin:0 -16px;padding:0 16px}
+.wide table{min-width:760px}}
 @media print{body{background:#fff}section,.numbers{break-inside:avoid}input{display:none}.wide{overflow:visible}}
 """
 
