@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from kind_scenarios import SCENARIOS, Scenario, make
+from kind_scenarios import SCENARIOS, NthFault, Scenario, make
 from support import TESTS
 from tapeseal.rotation.journal import OPEN_STATES
 
@@ -138,3 +139,100 @@ def test_kill_at_every_point(scenario: Scenario) -> None:
                 break
     assert not answer["killed"]
     print(len(points), "points:", *points, sep="\n")
+
+
+# Services that fail
+
+FAULTS: dict[str, dict[str, Any]] = {
+    "lost": {"reset": "after"},
+    "broken": {"status": 500, "body": {"errors": ["internal error"]}},
+    "sealed": {"status": 503, "body": {"errors": ["Vault is sealed"]}, "seconds": 0.7},
+    "cut": {"truncate": 20},
+}
+
+
+@pytest.mark.slow
+@every
+@pytest.mark.parametrize("fault", FAULTS)
+def test_fault_at_every_request(scenario: Scenario, fault: str) -> None:
+    """Whichever request to Vault, or to KMS, fails, and however: the rotation ends, and nothing is made twice."""
+    scenario.write_plan(consumers=None)
+    with NthFault(scenario.server.address) as vault:
+        proxy = getattr(scenario, "proxy", vault)
+        number = 0
+        while True:
+            number += 1
+            scenario.again(consumers=None)
+            old, made = scenario.current(), scenario.made()
+            proxy.arm(number, **FAULTS[fault])
+            outcome = scenario.rotate(vault.address)
+            where = f"{number}: {proxy.seen[number - 1 : number]}: {outcome.error}"
+            assert "finished" == outcome.state, where
+            is_new = scenario.name_of(old) != scenario.name_of(scenario.current())
+            scenario.check(old=old if is_new else None)
+            assert scenario.made() <= made + 1, where
+            for pattern, times in scenario.once.items():
+                assert times == sum(bool(re.search(pattern, line)) for line in proxy.reached), where
+            if len(proxy.seen) < number:
+                break
+    print(number - 1, "requests")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scenario", ["api-key-http", "api-key-exec"], indirect=True)
+@pytest.mark.parametrize("how", ["before", "after", 503])
+def test_fault_of_the_exchange(scenario: Any, how: str | int) -> None:
+    """Whichever request to the exchange fails, one key is alive in the end, and it is the one in KV."""
+    scenario.write_plan(consumers=None)
+    for pattern in ("GET /keys", "POST /keys", "DELETE /keys", "GET /orders"):
+        old = scenario.current()
+        scenario.exchange.fail(pattern, how)
+        assert "finished" == scenario.rotate().state, pattern
+        scenario.check(old=old)
+
+
+# Verification
+
+
+@pytest.mark.parametrize(
+    "scenario", [name for name, each in SCENARIOS.items() if each.goes_back], indirect=True
+)
+def test_failed_verification(scenario: Scenario) -> None:
+    """A new credential that is not taken goes, and the old one is the current one again."""
+    before = scenario.current()
+    scenario.trust_only(before)
+    outcome = scenario.rotate()
+    assert "rolled back" == outcome.state, outcome.error
+    assert "ended with code 1" in outcome.error
+    scenario.check()
+    assert scenario.name_of(before) == scenario.name_of(scenario.current())
+    new = (scenario.directory / "tried").read_text().splitlines()[0]
+    if new:
+        assert not scenario.accepts(json.loads(new))
+
+
+@pytest.mark.parametrize("scenario", ["transit-key"], indirect=True)
+def test_failed_verification_of_transit(scenario: Scenario) -> None:
+    """A version of a Transit key cannot be taken back: both open what they made, and the next rotation goes on."""
+    before = scenario.current()
+    scenario.trust_only(before)
+    assert "rolled back" == scenario.rotate().state
+    assert {"v1", "v2"} == scenario.alive()
+    assert scenario.accepts(before)
+    assert "finished" == scenario.rotate().state
+    scenario.check(old=before)
+
+
+@pytest.mark.parametrize("scenario", ["database-static-role"], indirect=True)
+def test_static_role_goes_forward(scenario: Scenario) -> None:
+    """Where the old password is dead there is no way back: it stays an alarm until the target takes the new one."""
+    old = scenario.current()
+    scenario.trust_only(old)
+    outcome = scenario.rotate()
+    assert outcome.record is not None
+    assert "running" == outcome.state
+    assert "ended with code 1" in outcome.record.alarm
+    scenario.verify.pop(0)
+    scenario.write_plan(consumers=None)
+    assert "finished" == scenario.finish()
+    scenario.check(old=old)
