@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 from unittest import mock
 
 import hvac
@@ -107,6 +107,13 @@ class NthFault(FaultProxy):
             return fault
 
 
+class Observed(NamedTuple):
+    """The calls that a service has seen, and which of those that a dry run names are of that service."""
+
+    pattern: str
+    seen: list[str]
+
+
 class Scenario:
     """One secret of a plan, named "desk", with one consumer, "recorder".
 
@@ -123,6 +130,8 @@ class Scenario:
     """Of the runner, beside the common parts."""
     consumer_policy: ClassVar[str] = ""
     logins_per_second: ClassVar[float] = 50.0
+    secrets: ClassVar[tuple[str, ...]] = ()
+    """The members of a credential that nobody may see."""
     goes_back: ClassVar[bool] = True
     """Whether a rollback leaves nothing of the new credential."""
     retries: ClassVar[int] = 0
@@ -189,6 +198,17 @@ class Scenario:
 
     def again(self, **more: Any) -> None:
         """Make ready for one more rotation; `more` as for write_plan()."""
+
+    def begin_observing(self) -> None:
+        """Forget the calls of services other than Vault."""
+
+    def observed(self) -> list["Observed"]:
+        """Return the calls of other services since then."""
+        return []
+
+    def admin_secrets(self) -> list[str]:
+        """Return further secrets that a rotation works with."""
+        return []
 
     # What all have
 
@@ -388,6 +408,7 @@ def make(name: str, directory: Path, server: Any, **servers: Any) -> Iterator[Sc
 
 class _ExchangeKey(Scenario):
     kind = "api-key"
+    secrets = ("key",)
 
     def set_up(self, stack: ExitStack, servers: Mapping[str, Any]) -> None:
         from servers.exchange import Exchange
@@ -414,6 +435,12 @@ class _ExchangeKey(Scenario):
 
     def consumer(self) -> dict[str, Any]:
         return {"url": f"{self.exchange.address}/orders", "ca_file": self.exchange.ca_file}
+
+    def admin_secrets(self) -> list[str]:
+        return [self.exchange.admin_key]
+
+    def begin_observing(self) -> None:
+        self.exchange.seen.clear()
 
 
 @scenario("api-key-random")
@@ -461,6 +488,14 @@ path "secret/data/{prefix}/exchange" {{ capabilities = ["read"] }}
             "admin": path,
         }
 
+    def observed(self) -> list[Observed]:
+        seen = [
+            line.replace(" ", f" {self.exchange.address}", 1)
+            for line in self.exchange.seen
+            if "/keys" in line
+        ]
+        return [Observed(r"[A-Z]+ https:", seen)]
+
 
 @scenario("api-key-exec")
 class ExecKey(_ExchangeKey):
@@ -487,6 +522,7 @@ class ExecKey(_ExchangeKey):
 
 class _Database(Scenario):
     kind = ""
+    secrets = ("password",)
 
     def set_up(self, stack: ExitStack, servers: Mapping[str, Any]) -> None:
         self.postgres = servers["postgres"]
@@ -599,6 +635,7 @@ path "{database}/static-creds/{first}" {{ capabilities = ["read"] }}
 @scenario("service-account")
 class Account(Scenario):
     kind = "service-account"
+    secrets = ("secret_id",)
     policy = """
 path "auth/{approle}/role/desk/role-id" {{ capabilities = ["read"] }}
 path "auth/{approle}/role/desk/secret-id" {{ capabilities = ["update", "list"] }}
@@ -653,6 +690,7 @@ path "auth/{approle}/role/desk/secret-id-accessor/destroy" {{ capabilities = ["u
 @scenario("tls-certificate")
 class Certificate(Scenario):
     kind = "tls-certificate"
+    secrets = ("private_key",)
     policy = """
 path "{pki}/sign/desk" {{ capabilities = ["update"] }}
 path "{pki}/revoke" {{ capabilities = ["update"] }}
@@ -750,6 +788,7 @@ path "{pki}/certs/+" {{ capabilities = ["list"] }}
 
 class _Ssh(Scenario):
     kind = "ssh-key"
+    secrets = ("private_key",)
     logins_per_second = 4.0
 
     def set_up(self, stack: ExitStack, servers: Mapping[str, Any]) -> None:
@@ -930,6 +969,7 @@ path "{transit}/rewrap/desk" {{ capabilities = ["update"] }}
 class _Kms(Scenario):
     kind = "kms-key"
     stored = False
+    live_calls: ClassVar[int]
     actions: ClassVar[list[str]]
 
     def set_up(self, stack: ExitStack, servers: Mapping[str, Any]) -> None:
@@ -965,6 +1005,16 @@ class _Kms(Scenario):
 
     def begin(self) -> None:
         pass
+
+    def begin_observing(self) -> None:
+        self.kms.take_calls()
+
+    def observed(self) -> list[Observed]:
+        seen = [each["action"].removeprefix("kms:") for each in self.kms.take_calls()]
+        # Those of a rewrap are the keyring's.
+        seen = [each for each in seen if each not in ("Decrypt", "Encrypt", "GenerateDataKey")]
+        # At the end it is asked once more what is in use.
+        return [Observed("[A-Z]", seen[: -self.live_calls])]
 
     def accepts(self, credential: Mapping[str, str]) -> bool:
         try:
@@ -1012,6 +1062,7 @@ class _Kms(Scenario):
 
 @scenario("kms-key-material")
 class KmsMaterial(_Kms):
+    live_calls = 4
     actions: ClassVar[list[str]] = [
         *("kms:DescribeKey", "kms:ListKeyRotations", "kms:GetKeyRotationStatus"),
         "kms:RotateKeyOnDemand",
@@ -1041,6 +1092,7 @@ class KmsMaterial(_Kms):
 
 @scenario("kms-key")
 class KmsKey(_Kms):
+    live_calls = 3
     actions: ClassVar[list[str]] = [
         *("kms:DescribeKey", "kms:ListKeyRotations", "kms:GetKeyRotationStatus"),
         *("kms:ListKeys", "kms:ListAliases", "kms:ListResourceTags", "kms:GetKeyPolicy"),
