@@ -167,6 +167,8 @@ class _Checker:
         # What the next line is to have; no MAC: the line before it is gone or not readable.
         self._expected = 1
         self._before: list[bytes] = []
+        # Whether the line before it was changed, and maybe its MAC too.
+        self._is_doubtful = False
         self._gaps: list[_Gap] = []
         # Entries that were met too early, by their numbers: line, body and MAC.
         self._early: dict[int, tuple[_Line, bytes, bytes]] = {}
@@ -373,7 +375,7 @@ class _Checker:
 
     def _check_line(self, line: _Line, following: _Line | None, fd: int) -> None:
         """Look at a line that does not simply follow the one before."""
-        split = chain.split_line(line.text) if line.whole else None
+        split = chain.split_line(line.text) if line.whole or self._is_behind_head(line) else None
         sequence = chain.sequence_of(line.text)
         next_sequence = None if following is None else chain.sequence_of(following.text)
         if split is None or sequence is None or len(line.text) >= chain.MAX_LINE_SIZE:
@@ -385,16 +387,25 @@ class _Checker:
         if self._follows(self._before, body, mac) and sequence == self._expected:
             self._accept(line, sequence, mac)
         elif sequence == self._expected:
-            if not self._before:
-                # What would prove it is gone; whether that is a problem was said where it went.
+            if not self._before or self._is_doubtful:
+                # What would prove it is gone, or changed: that is a problem there, and not here.
                 self.found.unchecked += 1
                 gap = self._gaps[-1] if self._gaps and self._gaps[-1].last == sequence - 1 else None
                 if gap is not None:
                     gap.follower = (body, mac, line.number)
                 self._advance(sequence, [mac])
                 return
+            after = None if following is None else chain.split_line(following.text)
+            if (
+                next_sequence == sequence
+                and after is not None
+                and self._follows(self._before, *after)
+            ):
+                self._problem(line.number, "added", f"a line that says to be entry {sequence}")
+                return
             self._problem(line.number, "changed", f"entry {sequence} is not as it was written")
             self._advance(sequence, [mac, *(self._mac(before, body) for before in self._before)])
+            self._is_doubtful = True
         elif sequence > self._expected:
             self._check_too_early(line, following, next_sequence, sequence, body, mac)
         else:
@@ -404,14 +415,7 @@ class _Checker:
         self, line: _Line, following: _Line | None, next_sequence: int | None, fd: int
     ) -> None:
         if following is None and not line.whole:
-            head, header = self._head, self._header
-            assert header is not None
-            if (
-                head is not None
-                and head.sequence < self._expected
-                and line.offset >= head.size
-                and head.file == header.file
-            ):
+            if self._is_behind_head(line):
                 self._notice(
                     line.number, "torn", "the last line is not whole: its writer died, or is at it"
                 )
@@ -439,6 +443,13 @@ class _Checker:
         split = None if following is None else chain.split_line(following.text)
         guesses = [each for each in guesses if split is not None and self._follows([each], *split)]
         self._advance(self._expected, guesses)
+
+    def _is_behind_head(self, line: _Line) -> bool:
+        """Whether a line stands where a writer died, or is at it: behind what the head says to be there."""
+        head, header = self._head, self._header
+        if head is None or header is None or head.file > header.file:
+            return False
+        return head.file < header.file or line.offset >= head.size
 
     def _check_too_early(
         self,
@@ -549,6 +560,7 @@ class _Checker:
     def _advance(self, sequence: int, before: list[bytes]) -> None:
         self._expected = sequence + 1
         self._before = before
+        self._is_doubtful = False
 
     def _mac(self, before: bytes, body: bytes) -> bytes:
         assert self._key is not None

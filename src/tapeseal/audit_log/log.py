@@ -27,7 +27,7 @@ from typing import NamedTuple, Self
 
 from tapeseal import files
 from tapeseal._core import process_epoch
-from tapeseal.audit import operation
+from tapeseal.audit import active, operation, stop
 from tapeseal.audit_log import chain
 from tapeseal.audit_log.anchors import AnchorSchedule, LogAnchor
 from tapeseal.audit_log.chain import ChainKey, Head, LogHeader
@@ -92,7 +92,7 @@ def create_log(
         mode: permission bits; 0o660 lets the users of a group share the log.
 
     Raises:
-        FileExistsError: something stands at the path; it is left as it is.
+        FileExistsError: something stands at the path, or where its head or earlier files do; it is left as it is.
         ValueError: a limit below 1, or a mode that lets everybody in.
         KeyUnavailableError: the keyring could not make a key.
     """
@@ -103,22 +103,28 @@ def create_log(
         raise ValueError("roll_size and roll_seconds are 1 or more")
     if mode & ~0o660 or mode & 0o600 != 0o600:
         raise ValueError("an audit log is its owner's alone, or also its group's: 0o600 to 0o660")
-    if os.path.lexists(name):
-        raise FileExistsError(errno.EEXIST, "the file exists", name)
+    for each in (name, head_path(name), f"{name}.new", *(old for _, old in earlier_files(name))):
+        # What is left of a log whose file was taken away is evidence.
+        if os.path.lexists(each):
+            raise FileExistsError(errno.EEXIST, "the file exists", each)
     log_id = secrets.token_bytes(16)
     key, recipients = chain.new_key(keyring, log_id)
     with contextlib.closing(key):
         header, line = chain.first_header(log_id, roll_size, roll_seconds, recipients).sealed(key)
         head = Head(1, 0, header.size, header.mac)
         # The head first: a log without one is a log of which somebody took it away.
-        with files.new_file(head_path(name), mode, replace=True) as fd:
+        with files.new_file(head_path(name), mode, replace=False) as fd:
             os.fchmod(fd, mode)
             files.write_all(fd, chain.build_head(log_id, head, key))
             os.fsync(fd)
-        with files.new_file(name, mode, replace=False) as fd:
-            os.fchmod(fd, mode)
-            files.write_all(fd, line)
-            os.fsync(fd)
+        try:
+            with files.new_file(name, mode, replace=False) as fd:
+                os.fchmod(fd, mode)
+                files.write_all(fd, line)
+                os.fsync(fd)
+        except BaseException:
+            os.unlink(head_path(name))
+            raise
     files.sync_directory(name)
     return log_id.hex()
 
@@ -143,8 +149,6 @@ class _Note(NamedTuple):
 
     action: str
     details: _Facts
-    newline: bool = False
-    """Whether the file does not end with one."""
 
 
 class AuditLog:
@@ -221,6 +225,8 @@ class AuditLog:
         self._sink_threads = [SinkThread(sink) for sink in self._sinks]
         self._warned_at = -1e9
         self._failure: Exception | None = None
+        # Whether the file does not end with one: a crash cut its last line.
+        self._lacks_newline = False
 
     # What audit.operation calls
 
@@ -255,12 +261,14 @@ class AuditLog:
     def close(self) -> None:
         """Write what is waiting, make it durable, and give up the file; closing again does nothing.
 
-        Sinks that are behind get two seconds.
+        Where it is the process's log, operations go unrecorded from here on. Sinks that are behind get two seconds.
         """
         if self._closed:
             return
         self._closed = True
         _logs.discard(self)
+        if active() is self:
+            stop()
         if self._epoch != process_epoch():
             return
         self._stop.set()
@@ -482,7 +490,7 @@ class AuditLog:
                 mac = key.entry(mac, body)
                 lines.append(chain.build_line(body, mac))
             data = b"".join(lines)
-            if any(note.newline for note in notes):
+            if self._lacks_newline:
                 data = b"\n" + data
             size = os.fstat(self._fd).st_size
             try:
@@ -494,6 +502,7 @@ class AuditLog:
                 raise
             for item in items:
                 item.done, item.error = True, None
+            self._lacks_newline = False
             self._write_head(Head(self._header.file, sequence, size + len(data), mac))
             if self.sync_seconds == 0:
                 os.fdatasync(self._fd)
@@ -577,6 +586,7 @@ class AuditLog:
             return []
         if inode != self._inode:
             self._take_next_file()
+        self._lacks_newline = os.pread(self._fd, 1, max(0, status.st_size - 1)) != b"\n"
         assert self._key is not None
         header, size = self._header, os.fstat(self._fd).st_size
         start = Head(header.file, header.sequence, header.size, header.mac)
@@ -585,7 +595,7 @@ class AuditLog:
             if size < head.size:
                 self._head = head._replace(size=size)
                 found: _Facts = {"size": size, "expected": head.size, "mac": head.mac.hex()}
-                return [_Note("audit.cut", found, self._lacks_newline(size))]
+                return [_Note("audit.cut", found)]
             return self._scan(head, size)
         if head is not None and (head.sequence, head.mac) == (header.sequence, header.previous):
             return self._scan(start, size)  # Another writer died between the new file and its head.
@@ -602,26 +612,22 @@ class AuditLog:
             # An older file was put back: the chain goes on from where it was.
             self._head = Head(header.file, head.sequence, size, head.mac)
             found = {"file": header.file, "expected_file": head.file, "mac": head.mac.hex()}
-            return [_Note("audit.cut", found, self._lacks_newline(size))]
+            return [_Note("audit.cut", found)]
         notes = self._scan(start, size)
         state = "missing" if not raw else "forged" if head is None else "old"
-        return [_Note("audit.head", {"head": state}, bool(notes) and notes[0].newline), *notes]
-
-    def _lacks_newline(self, size: int) -> bool:
-        return size > 0 and os.pread(self._fd, 1, size - 1) != b"\n"
+        return [_Note("audit.head", {"head": state}), *notes]
 
     def _scan(self, start: Head, size: int) -> list[_Note]:
         """Take the lines that stand behind a head which their writer did not get to update."""
         assert self._key is not None
         at, sequence, mac = start.size, start.sequence, start.mac
         rest = b""
-        while at + len(rest) < size:
+        while at < size:
             block = files.pread_exact(self._fd, 1 << 20, at + len(rest))
-            if not block:
-                break
-            rest += block
-            lines = rest.split(b"\n")
-            for line in lines[:-1]:
+            lines = (rest + block).split(b"\n")
+            # Of the last line the newline alone may be missing.
+            rest = b"" if len(block) < 1 << 20 else lines.pop()
+            for line in lines:
                 split = chain.split_line(line)
                 if (
                     split is None
@@ -629,10 +635,9 @@ class AuditLog:
                     or self._key.entry(mac, split[0]) != split[1]
                 ):
                     break
-                sequence, mac, at = sequence + 1, split[1], at + len(line) + 1
+                sequence, mac, at = sequence + 1, split[1], min(size, at + len(line) + 1)
             else:
-                rest = lines[-1]
-                if len(rest) <= chain.MAX_LINE_SIZE:
+                if len(rest) <= chain.MAX_LINE_SIZE and block:
                     continue
             break
         self._head = Head(self._header.file, sequence, size, mac)
@@ -643,7 +648,7 @@ class AuditLog:
         for offset in range(at, size, 1 << 20):
             digest.update(files.pread_exact(self._fd, min(1 << 20, size - offset), offset))
         found: _Facts = {"offset": at, "bytes": torn, "sha256": digest.hexdigest()}
-        return [_Note("audit.torn", found, self._lacks_newline(size))]
+        return [_Note("audit.torn", found)]
 
     # Files
 
@@ -753,9 +758,9 @@ class AuditLog:
 
     def _keep(self) -> None:
         """Make entries durable, and have anchors signed, when it is time."""
-        last = (time.monotonic(), self.written)
+        tried, anchored = time.monotonic(), 0
         while not self._stop.is_set():
-            self._dirty.wait(None if self._anchors is None else 1.0)
+            self._dirty.wait(None if self._anchors is None else min(1.0, self._anchors.seconds))
             if self.sync_seconds:
                 self._stop.wait(self.sync_seconds)
             if self._dirty.is_set() and not self._stop.is_set():
@@ -764,13 +769,12 @@ class AuditLog:
                     self._sync()
             if self._anchors is not None and not self._stop.is_set():
                 now = time.monotonic()
-                if self.written > last[1] and (
-                    now - last[0] >= self._anchors.seconds
-                    or self.written - last[1] >= self._anchors.entries
-                ):
-                    self._anchor(self._anchors)
-                    # What the signature itself left in the log asks for no other one.
-                    last = (now, self.written)
+                more = self.written - anchored
+                if more and (now - tried >= self._anchors.seconds or more >= self._anchors.entries):
+                    tried = now
+                    if self._anchor(self._anchors):
+                        # What the signature itself left in the log asks for no other one.
+                        anchored = self.written
 
     def _sync(self) -> None:
         with self._writer:
@@ -787,13 +791,15 @@ class AuditLog:
         finally:
             os.close(fd)
 
-    def _anchor(self, schedule: AnchorSchedule) -> None:
+    def _anchor(self, schedule: AnchorSchedule) -> bool:
         try:
             schedule.keep(self.anchor().signed(schedule.signer))
+            return True
         except Exception as error:  # Whatever it is, the next time may go well.
             logger.warning("no anchor of %s: %s", self.path, type(error).__name__)
             with contextlib.suppress(AuditError), operation("audit.anchor", self.path) as entry:
                 entry.result = type(error).__name__
+            return False
 
     def anchor(self) -> LogAnchor:
         """Return how far the log has come, to be signed and kept elsewhere."""

@@ -4,7 +4,6 @@ import base64
 import hashlib
 import html
 import math
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Final
@@ -386,7 +385,7 @@ def _uses(report: Report) -> str:
             [
                 _name(each.who),
                 f"<code>{_text(each.subject)}</code>",
-                _actions(each.actions),
+                _actions(each.usual_actions()),
                 (each.count, _in_bar(each.count, most)),
                 (each.failed, f'<span class="bad">{each.failed:,}</span>' if each.failed else "0"),
                 _versions(each.versions),
@@ -594,13 +593,13 @@ def _name(who: str, tag: str = "span") -> str:
     return f'<{tag} class="w">{_text(name)}</{tag}>{behind}'
 
 
-def _actions(actions: Counter[str]) -> str:
+def _actions(actions: Sequence[str]) -> str:
     """Return the most usual actions; of one part of the system that did many things only its name."""
-    if len(actions) > 3 and len({name.partition(".")[0] for name in actions}) == 1:
-        return _text(f"{next(iter(actions)).partition('.')[0]}, {len(actions)} operations")
-    names = [name for name, _ in actions.most_common(2)]
+    parts = {name.partition(".")[0] for name in actions}
+    if len(actions) > 3 and len(parts) == 1:
+        return _text(f"{parts.pop()}, {len(actions)} operations")
     more = f' <span class="soft">+{len(actions) - 2}</span>' if len(actions) > 2 else ""
-    return _text(", ".join(names)) + more
+    return _text(", ".join(actions[:2])) + more
 
 
 def _versions(versions: Sequence[str]) -> str:

@@ -28,7 +28,7 @@ _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z")
 _BURST, _BURST_TIMES = 30, 8
 # Who worked on so many days, and at an hour on less than this share of them, seldom works at that hour. By days, for
 # one night of many operations is still one night.
-_ENOUGH_DAYS, _SELDOM = 10, 0.05
+_ENOUGH_DAYS, _SELDOM = 10, 0.1
 
 
 @dataclass
@@ -39,7 +39,8 @@ class Use:
     subject: str
     count: int = 0
     failed: int = 0
-    actions: Counter[str] = field(default_factory=Counter)
+    actions: dict[str, int] = field(default_factory=dict)
+    """How often each; usual_actions() has them in that order."""
     versions: list[str] = field(default_factory=list)
     """The last four, the newest last."""
     hosts: list[str] = field(default_factory=list)
@@ -47,6 +48,10 @@ class Use:
     first: str = ""
     """In the period, in UTC."""
     last: str = ""
+
+    def usual_actions(self) -> list[str]:
+        """Return what was done, the most frequent first."""
+        return sorted(self.actions, key=lambda each: (-self.actions[each], each))
 
 
 @dataclass
@@ -262,7 +267,7 @@ class ReportBuilder:
             person.subjects += 1
         use.count += 1
         use.failed += not done
-        use.actions[action] += 1
+        use.actions[action] = use.actions.get(action, 0) + 1
         use.last = time
         _remember(use.hosts, entry["host"])
         _remember(use.programs, entry["program"])

@@ -555,7 +555,7 @@ def _show_report(made: "Report") -> None:
         "Who used what",
         ["Who", "What", "How", "#Times", "#Failed", "Versions", "Last"],
         (
-            (u.who, u.subject, ", ".join(name for name, _ in u.actions.most_common(3)), f"{u.count:,}",
+            (u.who, u.subject, ", ".join(u.usual_actions()[:3]), f"{u.count:,}",
              f"{u.failed:,}", ", ".join(u.versions), _short(u.last))
             for u in made.uses
         ),
