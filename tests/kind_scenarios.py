@@ -5,6 +5,7 @@ with make("api-key-http", directory, servers) as scenario:
     scenario.check("finished")            # the current credential is accepted, and no other is alive
 """
 
+import hashlib
 import io
 import json
 import os
@@ -15,13 +16,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 from unittest import mock
 
 import hvac
 
 import tapeseal
-from servers.bao import Server
+from servers.fault_proxy import Fault, FaultProxy
 from servers.kms import REGION
 from support import TESTS
 from tapeseal.errors import KeyUnavailableError
@@ -73,6 +74,46 @@ def toml(value: Any) -> str:
     return json.dumps(str(value) if isinstance(value, Path) else value)
 
 
+class NthFault(FaultProxy):
+    """A proxy that lets the N-th request fail, or all from the N-th on for some time.
+
+    Attributes:
+        reached: the requests that the server has got.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._left, self._fault, self._seconds, self._until = 0, Fault(""), 0.0, 0.0
+        self.reached: list[str] = []
+
+    def arm(self, number: int, seconds: float = 0.0, **fault: Any) -> None:
+        """Let the N-th request from now on fail, and those within so many seconds after it."""
+        with self._lock:
+            self._left, self._fault, self._seconds = number, Fault("", **fault), seconds
+            self._until = 0.0
+            self.seen.clear()
+            self.reached.clear()
+
+    def _take(self, line: str) -> Fault:
+        with self._lock:
+            self.seen.append(line)
+            self._left -= 1
+            if self._left == 0:
+                self._until = time.monotonic() + self._seconds
+            fails = self._left == 0 or time.monotonic() < self._until
+            fault = self._fault if fails else Fault("")
+            if fault.status is None and fault.reset != "before":
+                self.reached.append(line)
+            return fault
+
+
+class Observed(NamedTuple):
+    """The calls that a service has seen, and which of those that a dry run names are of that service."""
+
+    pattern: str
+    seen: list[str]
+
+
 class Scenario:
     """One secret of a plan, named "desk", with one consumer, "recorder".
 
@@ -89,13 +130,19 @@ class Scenario:
     """Of the runner, beside the common parts."""
     consumer_policy: ClassVar[str] = ""
     logins_per_second: ClassVar[float] = 50.0
+    secrets: ClassVar[tuple[str, ...]] = ()
+    """The members of a credential that nobody may see."""
+    goes_back: ClassVar[bool] = True
+    """Whether a rollback leaves nothing of the new credential."""
     retries: ClassVar[int] = 0
     """How often a consumer reads its credential again and tries once more, where it is refused."""
 
-    def __init__(self, directory: Path, server: Server, stack: ExitStack, **servers: Any) -> None:
+    once: ClassVar[Mapping[str, int]] = {}
+    """Requests to Vault, by patterns, that a rotation must make just so many times, whatever happens to answers."""
+
+    def __init__(self, directory: Path, server: Any, stack: ExitStack, **servers: Any) -> None:
         self.directory = directory
         self.server = server
-        self.admin: hvac.Client = server.admin
         self.prefix = f"k{secrets.token_hex(4)}"
         self.deploy: list[dict[str, Any]] = []
         self.verify: list[dict[str, Any]] = []
@@ -112,6 +159,11 @@ class Scenario:
     def _token(self, name: str, *policies: str) -> str:
         rules = "".join(policies).format(prefix=self.prefix, **self.names())
         return self.server.make_token(self.server.policy(f"{self.prefix}-{name}", rules))
+
+    @property
+    def admin(self) -> hvac.Client:
+        """A client with the root token."""
+        return self.server.admin
 
     # What each kind says
 
@@ -147,14 +199,27 @@ class Scenario:
     def again(self, **more: Any) -> None:
         """Make ready for one more rotation; `more` as for write_plan()."""
 
-    def break_check(self) -> None:
-        """Let the check fail for whatever is new, and for nothing that was there before."""
-        raise NotImplementedError
+    def begin_observing(self) -> None:
+        """Forget the calls of services other than Vault."""
 
-    def mend_check(self) -> None:
-        """Undo break_check()."""
+    def observed(self) -> list["Observed"]:
+        """Return the calls of other services since then."""
+        return []
+
+    def admin_secrets(self) -> list[str]:
+        """Return further secrets that a rotation works with."""
+        return []
 
     # What all have
+
+    def trust_only(self, credential: Mapping[str, str]) -> None:
+        """Add a check to the plan that fails for all other credentials."""
+        command = [sys.executable, str(TESTS / "kind_check.py"), str(self.directory)]
+        self.verify.insert(0, {"type": "exec", "command": command})
+        self.write_plan(consumers=None, settle="0s")
+        parts = {name: each for name, each in credential.items() if name != "rotation"}
+        digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        (self.directory / "trusted").write_text(digest)
 
     def kv(self, version: int | None = None) -> dict[str, Any]:
         """Return what is in KV: data and metadata."""
@@ -191,7 +256,7 @@ class Scenario:
         self.plan_path.write_text("\n".join(lines) + "\n")
 
     @contextmanager
-    def engine(self, address: str | None = None) -> Iterator[Engine]:
+    def engine(self, address: Any = None) -> Iterator[Engine]:
         """Run an engine, with the least policy."""
         session = VaultSession(
             address or self.server.address, login=Token(self.token), ca_file=self.server.ca_file
@@ -205,13 +270,13 @@ class Scenario:
         ):
             yield engine
 
-    def rotate(self, address: str | None = None) -> Outcome:
+    def rotate(self, address: Any = None) -> Outcome:
         """Rotate, or go on, in this process."""
         with self.engine(address) as engine:
             (outcome,) = engine.rotate([NAME])
         return outcome
 
-    def go_on(self, address: str | None = None) -> Outcome | None:
+    def go_on(self, address: Any = None) -> Outcome | None:
         """Go on with what is open, and begin nothing."""
         with self.engine(address) as engine:
             found = list(engine.run_due())
@@ -323,7 +388,7 @@ def scenario(name: str) -> Callable[[type[Scenario]], type[Scenario]]:
 
 
 @contextmanager
-def make(name: str, directory: Path, server: Server, **servers: Any) -> Iterator[Scenario]:
+def make(name: str, directory: Path, server: Any, **servers: Any) -> Iterator[Scenario]:
     """Set up a scenario, with its first credential.
 
     Args:
@@ -343,12 +408,13 @@ def make(name: str, directory: Path, server: Server, **servers: Any) -> Iterator
 
 class _ExchangeKey(Scenario):
     kind = "api-key"
+    secrets = ("key",)
 
     def set_up(self, stack: ExitStack, servers: Mapping[str, Any]) -> None:
         from servers.exchange import Exchange
 
         self.exchange = stack.enter_context(Exchange(self.directory))
-        self.verify = [self._verify()]
+        self.verify.append(self._verify())
 
     def _verify(self) -> dict[str, Any]:
         return {
@@ -370,12 +436,11 @@ class _ExchangeKey(Scenario):
     def consumer(self) -> dict[str, Any]:
         return {"url": f"{self.exchange.address}/orders", "ca_file": self.exchange.ca_file}
 
-    def break_check(self) -> None:
-        known = self.alive()
-        self.exchange.only = known
+    def admin_secrets(self) -> list[str]:
+        return [self.exchange.admin_key]
 
-    def mend_check(self) -> None:
-        self.exchange.only = None
+    def begin_observing(self) -> None:
+        self.exchange.seen.clear()
 
 
 @scenario("api-key-random")
@@ -423,6 +488,14 @@ path "secret/data/{prefix}/exchange" {{ capabilities = ["read"] }}
             "admin": path,
         }
 
+    def observed(self) -> list[Observed]:
+        seen = [
+            line.replace(" ", f" {self.exchange.address}", 1)
+            for line in self.exchange.seen
+            if "/keys" in line
+        ]
+        return [Observed(r"[A-Z]+ https:", seen)]
+
 
 @scenario("api-key-exec")
 class ExecKey(_ExchangeKey):
@@ -449,6 +522,7 @@ class ExecKey(_ExchangeKey):
 
 class _Database(Scenario):
     kind = ""
+    secrets = ("password",)
 
     def set_up(self, stack: ExitStack, servers: Mapping[str, Any]) -> None:
         self.postgres = servers["postgres"]
@@ -458,7 +532,7 @@ class _Database(Scenario):
             self.postgres.make_role(username, secrets.token_hex(8))
             self.mount.make_static_role(username, username, rotation_period="8760h")
         self.options |= {"database_mount": self.mount.name}
-        self.verify = [
+        self.verify += [
             {
                 "type": "postgres",
                 "host": self.postgres.host,
@@ -495,21 +569,11 @@ class _Database(Scenario):
             "database_mount": self.mount.name,
         }
 
-    def break_check(self) -> None:
-        """Let nobody else than the current user in."""
-        current = self.current()["username"]
-        for username in self.usernames:
-            if username != current:
-                self.postgres.execute(f'ALTER ROLE "{username}" NOLOGIN')
-
-    def mend_check(self) -> None:
-        for username in self.usernames:
-            self.postgres.execute(f'ALTER ROLE "{username}" LOGIN')
-
 
 @scenario("database-users")
 class Users(_Database):
     kind = "database-users"
+    once: ClassVar[Mapping[str, int]] = {"/rotate-role/": 2}
     policy = """
 path "{database}/static-roles/{first}" {{ capabilities = ["read"] }}
 path "{database}/static-roles/{second}" {{ capabilities = ["read"] }}
@@ -539,7 +603,9 @@ path "{database}/static-creds/{second}" {{ capabilities = ["read"] }}
 class Static(_Database):
     kind = "database-static-role"
     stored = False
+    goes_back = False
     retries = 1
+    once: ClassVar[Mapping[str, int]] = {"/rotate-role/": 1}
     policy = """
 path "{database}/static-roles/{first}" {{ capabilities = ["read"] }}
 path "{database}/static-creds/{first}" {{ capabilities = ["read"] }}
@@ -562,10 +628,6 @@ path "{database}/static-creds/{first}" {{ capabilities = ["read"] }}
     def alive(self) -> set[str]:
         return {self.usernames[0]}
 
-    def break_check(self) -> None:
-        # There is no way to know the new password before it is there: the user may not log in at all.
-        self.postgres.execute(f'ALTER ROLE "{self.usernames[0]}" NOLOGIN')
-
 
 # Service accounts
 
@@ -573,6 +635,7 @@ path "{database}/static-creds/{first}" {{ capabilities = ["read"] }}
 @scenario("service-account")
 class Account(Scenario):
     kind = "service-account"
+    secrets = ("secret_id",)
     policy = """
 path "auth/{approle}/role/desk/role-id" {{ capabilities = ["read"] }}
 path "auth/{approle}/role/desk/secret-id" {{ capabilities = ["update", "list"] }}
@@ -589,7 +652,7 @@ path "auth/{approle}/role/desk/secret-id-accessor/destroy" {{ capabilities = ["u
             self._role, json={"token_policies": ["default"], "token_ttl": "60s"}
         )
         self.options |= {"role": "desk", "auth_mount": self.mount}
-        self.verify = [
+        self.verify += [
             {"type": "vault", "address": self.server.address, "auth_mount": self.mount}
             | ({"ca_file": self.server.ca_file} if self.server.ca_file else {})
         ]
@@ -620,12 +683,6 @@ path "auth/{approle}/role/desk/secret-id-accessor/destroy" {{ capabilities = ["u
             "ca_file": self.server.ca_file,
         }
 
-    def break_check(self) -> None:
-        self.admin.adapter.post(self._role, json={"secret_id_bound_cidrs": ["10.0.0.0/8"]})
-
-    def mend_check(self) -> None:
-        self.admin.adapter.post(self._role, json={"secret_id_bound_cidrs": []})
-
 
 # Certificates
 
@@ -633,6 +690,7 @@ path "auth/{approle}/role/desk/secret-id-accessor/destroy" {{ capabilities = ["u
 @scenario("tls-certificate")
 class Certificate(Scenario):
     kind = "tls-certificate"
+    secrets = ("private_key",)
     policy = """
 path "{pki}/sign/desk" {{ capabilities = ["update"] }}
 path "{pki}/revoke" {{ capabilities = ["update"] }}
@@ -672,7 +730,7 @@ path "{pki}/certs/+" {{ capabilities = ["list"] }}
             "common_name": "feed.desk.test",
             "days": 90,
         }
-        self.verify = [
+        self.verify += [
             {
                 "type": "tls",
                 "host": "127.0.0.1",
@@ -730,6 +788,7 @@ path "{pki}/certs/+" {{ capabilities = ["list"] }}
 
 class _Ssh(Scenario):
     kind = "ssh-key"
+    secrets = ("private_key",)
     logins_per_second = 4.0
 
     def set_up(self, stack: ExitStack, servers: Mapping[str, Any]) -> None:
@@ -741,7 +800,7 @@ class _Ssh(Scenario):
         known_hosts = self.directory / "known_hosts"
         host_key = self.sshd.host_key.with_name("host_key.pub").read_text()
         known_hosts.write_text(f"[127.0.0.1]:{self.sshd.port} {host_key}")
-        self.verify = [
+        self.verify += [
             {
                 "type": "ssh",
                 "host": "127.0.0.1",
@@ -812,13 +871,6 @@ path "{ssh}/config/ca" {{ capabilities = ["read"] }}
         # Nobody lists certificates of SSH; that an earlier one is dead is tried.
         return {self.name_of(self.current())}
 
-    def break_check(self) -> None:
-        self.sshd.trusted_user_ca_keys.write_text("")
-        self._authorize(self.current()["public_key"])
-
-    def _authorize(self, line: str) -> None:
-        self.sshd.authorized_keys.write_text(f"{line}\n")
-
 
 @scenario("ssh-key-authorized")
 class AuthorizedSshKey(_Ssh):
@@ -832,9 +884,6 @@ class AuthorizedSshKey(_Ssh):
         assert lines[0] == "# keys of this host"
         return {line.split()[2] for line in lines[1:]}
 
-    def break_check(self) -> None:
-        raise NotImplementedError
-
 
 # Keys that never leave their service
 
@@ -843,6 +892,8 @@ class AuthorizedSshKey(_Ssh):
 class TransitKey(Scenario):
     kind = "transit-key"
     stored = False
+    goes_back = False
+    once: ClassVar[Mapping[str, int]] = {"/keys/desk/rotate$": 1}
     policy = """
 path "{transit}/keys/desk" {{ capabilities = ["read"] }}
 path "{transit}/keys/desk/rotate" {{ capabilities = ["update"] }}
@@ -918,6 +969,7 @@ path "{transit}/rewrap/desk" {{ capabilities = ["update"] }}
 class _Kms(Scenario):
     kind = "kms-key"
     stored = False
+    live_calls: ClassVar[int]
     actions: ClassVar[list[str]]
 
     def set_up(self, stack: ExitStack, servers: Mapping[str, Any]) -> None:
@@ -932,7 +984,8 @@ class _Kms(Scenario):
         user = self.kms.environment(
             {"Statement": {"Effect": "Allow", "Action": self.actions, "Resource": "*"}}
         )
-        where = {"AWS_ENDPOINT_URL_KMS": self.kms.address, "AWS_DEFAULT_REGION": REGION}
+        self.proxy = stack.enter_context(NthFault(self.kms.address))
+        where = {"AWS_ENDPOINT_URL_KMS": self.proxy.address, "AWS_DEFAULT_REGION": REGION}
         stack.enter_context(mock.patch.dict(os.environ, {**user, **where}))
         stack.enter_context(mock.patch("boto3.DEFAULT_SESSION", None))  # of another user
         self.consumer_user = self.kms.environment(
@@ -952,6 +1005,16 @@ class _Kms(Scenario):
 
     def begin(self) -> None:
         pass
+
+    def begin_observing(self) -> None:
+        self.kms.take_calls()
+
+    def observed(self) -> list[Observed]:
+        seen = [each["action"].removeprefix("kms:") for each in self.kms.take_calls()]
+        # Those of a rewrap are the keyring's.
+        seen = [each for each in seen if each not in ("Decrypt", "Encrypt", "GenerateDataKey")]
+        # At the end it is asked once more what is in use.
+        return [Observed("[A-Z]", seen[: -self.live_calls])]
 
     def accepts(self, credential: Mapping[str, str]) -> bool:
         try:
@@ -999,6 +1062,7 @@ class _Kms(Scenario):
 
 @scenario("kms-key-material")
 class KmsMaterial(_Kms):
+    live_calls = 4
     actions: ClassVar[list[str]] = [
         *("kms:DescribeKey", "kms:ListKeyRotations", "kms:GetKeyRotationStatus"),
         "kms:RotateKeyOnDemand",
@@ -1011,6 +1075,12 @@ class KmsMaterial(_Kms):
     def alive(self) -> set[str]:
         return {self.key}
 
+    def again(self, **more: Any) -> None:
+        # KMS rotates a key on demand ten times, and no further.
+        if self.made() >= 8:
+            self.key = self.kms.make_key(KeyUsage="ENCRYPT_DECRYPT")
+            self.kms.admin.update_alias(AliasName=self.alias, TargetKeyId=self.key)
+
     def made(self) -> int:
         return len(self.kms.admin.list_key_rotations(KeyId=self.key)["Rotations"])
 
@@ -1022,6 +1092,7 @@ class KmsMaterial(_Kms):
 
 @scenario("kms-key")
 class KmsKey(_Kms):
+    live_calls = 3
     actions: ClassVar[list[str]] = [
         *("kms:DescribeKey", "kms:ListKeyRotations", "kms:GetKeyRotationStatus"),
         *("kms:ListKeys", "kms:ListAliases", "kms:ListResourceTags", "kms:GetKeyPolicy"),

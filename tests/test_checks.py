@@ -146,6 +146,13 @@ def memory_of(pid: int) -> bytes:
     return b"".join(pieces)
 
 
+def test_memory_shows_a_secret() -> None:
+    """The search of a process's memory finds a secret that is in it."""
+    code = "import sys, time; kept = sys.stdin.read(64); print('done', flush=True); time.sleep(60)"
+    with pytest.raises(AssertionError):
+        assert_not_in_memory(code, os.urandom(32).hex())
+
+
 # HTTP
 
 

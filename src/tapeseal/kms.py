@@ -1,6 +1,7 @@
 """AWS KMS: its keys used, rotated and listed (docs/aws.md), and the connection that the keyring uses too."""
 
 import hashlib
+import json
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -831,6 +832,17 @@ class Kms:
             rotated=rotated,
             problem=problem,
         )
+
+    def policy(self, key: str) -> Mapping[str, Any]:
+        """Return the policy of a key, as the JSON of it has it."""
+        answer, _ = self._call("GetKeyPolicy", self._id(key), {"PolicyName": "default"})
+        try:
+            found = json.loads(str(answer.get("Policy")))
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise self._connection.not_whole(key, "Policy")
+        return found
 
     def inventory(self, *, threads: int = 8) -> Iterator[KeyInfo]:
         """List all keys of the account in the region with their rotation dates, in the order of KMS.

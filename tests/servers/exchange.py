@@ -110,7 +110,6 @@ class Exchange:
         admin_key: who has it administers the keys.
         alive: the keys that are accepted, by their ids.
         shared: says which keys are accepted beside those, where both sides read them in a Vault.
-        only: None; or which keys alone are accepted, of all that are alive.
         issued: how many keys it has issued.
         seen: "METHOD /path" of each request.
     """
@@ -121,7 +120,6 @@ class Exchange:
         self.admin_key = f"admin-{secrets.token_urlsafe(24)}"
         self.alive: dict[int, Key] = {}
         self.shared: Callable[[], set[str]] | None = None
-        self.only: set[str] | None = None
         self.issued = 0
         self.seen: list[str] = []
         self._lock = threading.Lock()
@@ -146,8 +144,6 @@ class Exchange:
 
     def accepts(self, key: str) -> bool:
         """Whether a key is accepted."""
-        if self.only is not None and key not in self.only:
-            return False
         if any(secrets.compare_digest(key, each.key) for each in list(self.alive.values())):
             return True
         return self.shared is not None and key in self.shared()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tapeseal import audit
 from tapeseal.cli import failures, options, output
 from tapeseal.cli.child import Child
 from tapeseal.cli.injection import memory_directory
@@ -272,6 +273,8 @@ def open_(
             f"what the package opens has to be rotated afterwards, by a plan: --plan FILE for {', '.join(found.opens)}"
         )
     child = Child.find(command)
+    if audit.active() is None:
+        failures.say("no audit log records this: TAPESEAL_AUDIT names none", "warning")
     with ExitStack() as stack:
         reason = f"break-glass {found.name} was opened"
         if plan is not None:

@@ -212,6 +212,13 @@ def from_uri(path: str, parameters: Mapping[str, str]) -> LocalKeyring:
 # Making key files
 
 
+def needs_passphrase(path: str | os.PathLike[str]) -> bool:
+    """Whether the keys of a key file are under a passphrase; errors as LocalKeyring."""
+    name = os.fspath(path)
+    with open_private(name, KEY_FILE) as fd, _read(fd, name) as text:
+        return bool(_parse(text, name).sealed)
+
+
 def create_key_file(
     path: str | os.PathLike[str],
     passphrase: Passphrase | Callable[[], Passphrase] | None = None,

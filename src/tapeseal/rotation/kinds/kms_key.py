@@ -37,19 +37,19 @@ class KmsKey:
 
     def live(self, secret: "PlannedSecret", services: Services) -> Live | None:
         """Return the number of materials, or the key behind the alias."""
-        kms, key = _kms(services), secret.options["key"]
-        if secret.options["replace"] == "material":
-            dates = [date for date, _ in kms.rotations(key)]
-            return Live(str(len(dates) + 1), dates[-1] if dates else kms.describe(key).created)
-        found = kms.describe(key)
-        return Live(found.key, found.created)
+        kms = _kms(services)
+        found = kms.describe(secret.options["key"])
+        if secret.options["replace"] == "key":
+            return Live(found.key, found.created)
+        return Live(str(len(kms.rotations(found.key)) + 1), found.rotated or found.created)
 
     def generate(self, rotation: Rotation) -> Credential:
         """Make the new material, or the new key, once for this rotation."""
         facts, options = rotation.facts, rotation.secret.options
         kms = _kms(rotation.services)
         if options["replace"] == "material":
-            facts["version"] = self._rotate(kms, options["key"], str(facts["old_version"]))
+            key = kms.describe(options["key"]).key
+            facts["version"] = self._rotate(kms, key, str(facts["old_version"]))
         else:
             facts["version"] = self._made(kms, rotation) or self._make(kms, rotation)
         return {}
@@ -134,18 +134,20 @@ class KmsKey:
         """Name the calls of a rotation."""
         options = secret.options
         check_tapes(options["tapes"])
+        describe = ["DescribeKey", "GetKeyRotationStatus", "ListKeyRotations"]
         if options["replace"] == "material":
             if options["tapes"]:
                 raise ValueError("tapes need no rewrap where the key stays: leave them out")
             return [
-                *("ListKeyRotations", "ListKeyRotations"),
+                *(*describe, "ListKeyRotations"),
+                *(*describe, "ListKeyRotations"),
                 *("GetKeyRotationStatus", "RotateKeyOnDemand", "ListKeyRotations"),
             ]
         if not options["key"].startswith("alias/"):
             raise ValueError('key is an alias, "alias/NAME": a new key is put behind it')
         return [
-            *("DescribeKey", "ListResourceTags", "TagResource"),
-            *("DescribeKey", "GetKeyPolicy", "ListResourceTags", "CreateKey"),
+            *(*describe, "ListResourceTags", "TagResource"),
+            *(*describe, "GetKeyPolicy", "ListResourceTags", "CreateKey"),
             "UpdateAlias",
             *(f"rewrap {each}" for each in options["tapes"]),
             "DisableKey",
