@@ -184,20 +184,25 @@ class VaultLook(Look):
         """Return the certificate that a server shows, whoever signed it; None where it shows none."""
         from cryptography import x509
 
-        # Nothing is sent over this connection: only so can a certificate be seen that nobody should trust.
-        context = ssl.create_default_context()
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        with _connected(address, context, self) as tls:
+        with _connected(address, _any_server(), self) as tls:
             der = None if tls is None else tls.getpeercert(binary_form=True)
         return None if der is None else x509.load_der_x509_certificate(der)
 
     def speaks(self, address: str, version: ssl.TLSVersion) -> bool:
         """Whether a server agrees to a version of TLS."""
-        context = ssl.create_default_context()
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        context = _any_server()
         context.minimum_version = context.maximum_version = version
         with _connected(address, context, self) as tls:
             return tls is not None
+
+
+def _any_server() -> ssl.SSLContext:
+    """Return a context that takes any certificate: one that nobody should trust is to be seen too. Nothing is sent."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers("DEFAULT:@SECLEVEL=0")
+    return context
 
 
 @contextlib.contextmanager
@@ -313,7 +318,11 @@ def _certificate(vault: VaultLook) -> Iterator[Problem]:
         if certificate is None:
             continue
         yield from _ending(
-            certificate, address, vault.now, CERTIFICATE_SOON_SECONDS, "the listener's"
+            certificate,
+            address,
+            vault.now,
+            CERTIFICATE_SOON_SECONDS,
+            "renew it, and have the server read it: tapeseal vault pki renew DIRECTORY; kill -HUP PID",
         )
         key = certificate.public_key()
         short = (isinstance(key, rsa.RSAPublicKey) and key.key_size < 2048) or (
@@ -329,18 +338,17 @@ def _certificate(vault: VaultLook) -> Iterator[Problem]:
 
 
 def _ending(
-    certificate: "Certificate", subject: str, now: datetime, soon: float, whose: str
+    certificate: "Certificate", subject: str, now: datetime, soon: float, fix: str
 ) -> Iterator[Problem]:
+    """Yield a problem where a certificate ends within so many seconds, or has ended."""
     left = (certificate.not_valid_after_utc - now).total_seconds()
     if left < soon:
         end = f"{certificate.not_valid_after_utc:%Y-%m-%d}"
         yield Problem(
             "serious" if left < CERTIFICATE_NOW_SECONDS else "warning",
             subject,
-            f"ended on {end}" if left < 0 else f"ends on {end}, in {days(left)}",
-            f"renew {whose} certificate: tapeseal vault pki renew --help"
-            if "listener" in whose
-            else f"issue a successor: {whose}",
+            f"it ended on {end}" if left < 0 else f"it ends on {end}, in {days(left)}",
+            fix,
         )
 
 
@@ -359,7 +367,8 @@ def _audit(vault: VaultLook) -> Iterator[Problem]:
             "serious",
             "sys/audit",
             "there is no audit device",
-            "vault audit enable file file_path=/var/log/vault/audit.log mode=0600",
+            "vault audit enable file file_path=/var/log/vault/audit.log mode=0600; OpenBao has it from its"
+            " configuration alone: tapeseal init writes one",
         )
 
 
@@ -376,7 +385,8 @@ def _seal(vault: VaultLook) -> Iterator[Problem]:
             "serious",
             vault.addresses[0],
             f"1 of {shares} unseal shares opens it",
-            "vault operator rekey -init -key-shares=5 -key-threshold=3",
+            "bao operator rotate-keys -init -key-shares=5 -key-threshold=3; HashiCorp's server has it as: vault"
+            " operator rekey; with -pgp-keys each share goes to its custodian alone",
         )
 
 
@@ -627,7 +637,7 @@ def _database(vault: VaultLook) -> Iterator[Problem]:
                     f"its credentials are good for up to {days(longest)}"
                     if longest
                     else "its credentials have no max_ttl of their own",
-                    f"vault patch {shlex.quote(path)} max_ttl=24h",
+                    f"vault write {shlex.quote(path)} max_ttl=24h",
                 )
 
 
@@ -642,17 +652,18 @@ def _pki(vault: VaultLook) -> Iterator[Problem]:
     for mount in vault.mounts("pki"):
         issuers = set()
         for issuer in vault.names(f"{mount}/issuers"):
-            found = vault.ask(f"{mount}/issuer/{issuer}", f"{mount}/issuer/*") or {}
+            # This form of it, as the lists and certificates, anybody may read.
+            found = vault.ask(f"{mount}/issuer/{issuer}/json", f"{mount}/issuer/+/json") or {}
             if "certificate" in found:
                 certificate = x509.load_pem_x509_certificate(found["certificate"].encode())
                 issuers.add(certificate.serial_number)
-                name = found.get("issuer_name") or certificate.subject.rfc4514_string()
+                name = certificate.subject.rfc4514_string()
                 yield from _ending(
                     certificate,
                     f"{mount}: issuer {name}",
                     vault.now,
                     AUTHORITY_SOON_SECONDS,
-                    f"vault write {shlex.quote(mount)}/root/rotate/internal, or an intermediate: docs/pki.md",
+                    "sign a successor while this one is still good: docs/pki.md",
                 )
         newest: dict[str, Certificate] = {}
         for serial in vault.names(f"{mount}/certs"):
@@ -674,5 +685,12 @@ def _pki(vault: VaultLook) -> Iterator[Problem]:
                     f"{mount}: {subject}",
                     vault.now,
                     CERTIFICATE_SOON_SECONDS,
-                    "tapeseal vault pki renew",
+                    "tapeseal vault pki renew DIRECTORY, or revoke it: tapeseal vault pki revoke "
+                    + f"--mount {shlex.quote(mount)} {_serial(certificate)}",
                 )
+
+
+def _serial(certificate: "Certificate") -> str:
+    """Return a serial number as Vault writes it: 1f:09:…"""
+    number = certificate.serial_number
+    return number.to_bytes((number.bit_length() + 7) // 8, "big").hex(":")
