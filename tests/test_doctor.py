@@ -222,7 +222,7 @@ def test_vault(
     make(as_root)
     finding = one(check, subject=subject)
     assert (severity, text) == (finding.severity, finding.found)
-    run(finding.fix.partition(", or ")[0])
+    run(finding.command)
     if check == "vault.kv":
         # Version 2 is made of version 1 in the background.
         assert (
@@ -244,7 +244,7 @@ def test_old_transit_key(as_root: Server) -> None:
     finding = one("vault.transit", later, "transit/keys/ages")
     assert "its latest version (1) is 100 days old, and nothing rotates it" == finding.found
     assert [] == found("vault.transit", later, "transit/keys/signs")
-    run(finding.fix)
+    run(finding.command)
     assert 2 == as_root.admin.secrets.transit.read_key("ages")["data"]["latest_version"]
     assert [] == found("vault.transit", later, "transit/keys/ages")
 
@@ -260,7 +260,7 @@ def test_transit_key_that_leaves(as_root: Server) -> None:
         write(as_root, "transit/keys/many/rotate")
     finding = one("vault.transit", subject="transit/keys/many")
     assert "versions from 1 on still open; the latest is 6" == finding.found
-    run(finding.fix.partition("then: ")[2])
+    run(finding.command)
     assert [] == found("vault.transit", subject="transit/keys/many")
 
 
@@ -302,7 +302,7 @@ def test_tokens_without_an_end(as_root: Server) -> None:
     assert "serious" == finding.severity
     assert f"a root token (token-forgotten) of {NOW:%Y-%m-%d} that never expires" == finding.found
     assert made["client_token"] not in str(finding)
-    run(finding.fix)
+    run(finding.command)
     assert [] == found("vault.tokens")
 
 
@@ -416,7 +416,7 @@ def test_seal(as_root: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setenv("BAO_TOKEN", single.token)
         finding = one("vault.seal")
         assert ("serious", "1 of 1 unseal shares opens it") == (finding.severity, finding.found)
-        said = run(finding.fix.partition(";")[0])
+        said = run(finding.command)
         nonce = re.findall(r"Nonce +(\S+)", said)[0]
         run(f"bao operator rotate-keys -nonce={nonce} {single.unseal_key}")
         assert [] == found("vault.seal")
@@ -447,14 +447,14 @@ def test_certificates_of_pki(as_root: Server) -> None:
     finding = one("vault.pki", soon, "pki-long: CN=desk")
     assert "in 17 days" in finding.found
     assert [] == found("vault.pki", subject="pki-long: CN=desk")
-    serial = finding.fix.split()[-1]
+    serial = finding.command.split()[-1]
     write(as_root, "pki-long/issue/desk", **{**issue, "ttl": "3000h"})
     assert [] == found("vault.pki", soon, "pki-long: CN=desk")
     other = {"common_name": "other", "ttl": "1600h"}
     write(as_root, "pki-long/issue/desk", **other)
     finding = one("vault.pki", soon, "pki-long: CN=other")
-    assert serial not in finding.fix
-    assert 0 == app.run(shlex.split(finding.fix.partition("revoke it: ")[2])[1:])
+    assert serial not in finding.command
+    assert 0 == app.run(shlex.split(finding.command)[1:])
     assert [] == found("vault.pki", soon, "pki-long: CN=other")
 
 
@@ -650,7 +650,7 @@ def test_vault_that_is_away(
         for each in examine(SetUp(), only=["vault.own-token"]).findings
         if each.check == "vault.not-seen"
     )
-    assert "log in anew: vault login" == refused.fix
+    assert "vault login" == refused.command
 
 
 def socket_port() -> int:
@@ -703,7 +703,7 @@ def test_kms_rotation(as_aws: KmsServer, monkeypatch: pytest.MonkeyPatch) -> Non
     with monkeypatch.context() as admin:
         for name, value in as_aws.admin_user.items():
             admin.setenv(name, value)
-        assert 0 == app.run(shlex.split(finding.fix)[1:])
+        assert 0 == app.run(shlex.split(finding.command)[1:])
     assert [] == found("kms.rotation", set_up)
     signing = as_aws.make_key(KeySpec="ECC_NIST_P256", KeyUsage="SIGN_VERIFY")
     assert [] == found("kms.rotation", at_kms(as_aws, signing))
@@ -824,7 +824,7 @@ def test_file_that_others_may_read(tmp_path: Path, key_file: Path, name: str, mo
     finding = one("file.mode", set_up)
     assert ("serious", str(tmp_path / name)) == (finding.severity, finding.subject)
     assert f"by others (mode {mode:04o})" in finding.found
-    run(finding.fix)
+    run(finding.command)
     assert [] == found("file.mode", set_up)
     assert 0o600 == (tmp_path / name).stat().st_mode & 0o777
 
@@ -839,7 +839,7 @@ def test_file_of_another_user(tmp_path: Path, key_file: Path) -> None:
         finding = one(check, set_up)
         assert str(path) == finding.subject
         assert "another user (uid 54321)" in finding.found
-        run(finding.fix)
+        run(finding.command)
         assert [] == found(check, set_up)
 
 
@@ -854,7 +854,7 @@ def test_directory_that_others_may_write(tmp_path: Path) -> None:
     (tmp_path / "open").chmod(0o777)
     finding = one("file.directory", set_up)
     assert str(tmp_path / "open") == finding.subject
-    run(finding.fix)
+    run(finding.command)
     assert [] == found("file.directory", set_up)
 
 
@@ -899,7 +899,7 @@ def test_plan_and_log_that_others_may_write(tmp_path: Path, key_file: Path) -> N
         each.subject for each in findings
     }
     for each in findings:
-        run(each.fix)
+        run(each.command)
     assert [] == found("file.mode", set_up)
 
 
@@ -929,9 +929,7 @@ def test_limits() -> None:
         each["found"] for each in findings
     }
     assert 1 == report["exit_code"]
-    mended = limited(
-        "ulimit -c 1000", "ulimit -S -l 64", *(each["fix"].partition(",")[0] for each in findings)
-    )
+    mended = limited("ulimit -c 1000", "ulimit -S -l 64", *(each["command"] for each in findings))
     assert [] == [each for each in mended["findings"] if each["check"] in checks]
 
 
@@ -1050,13 +1048,13 @@ def test_overdue_secret(tmp_path: Path, bao: Server, monkeypatch: pytest.MonkeyP
     assert ("info", "how old it is, nobody has asked yet") == (finding.severity, finding.found)
     # Looking leaves no journal behind.
     assert not (tmp_path / "rotation.db").exists()
-    assert 0 == app.run(shlex.split(finding.fix)[1:])
+    assert 0 == app.run(shlex.split(finding.command)[1:])
     made = NOW - timedelta(days=45)
     with Journal(tmp_path / "rotation.db") as journal:
         journal.note({"binance": Known(version="1", made=made, seen=NOW)})
     finding = one("plan.overdue", set_up)
     assert f"it is overdue since {made + timedelta(days=30):%Y-%m-%d}" == finding.found
-    assert 0 == app.run(shlex.split(finding.fix)[1:])
+    assert 0 == app.run(shlex.split(finding.command)[1:])
     assert [] == found("plan.overdue", SetUp(plan=str(path)))
 
 
@@ -1205,7 +1203,7 @@ def test_drill(
     set_up = SetUp(packages=(str(ceremony),), audit_log=log)
     finding = one("break-glass.drill", set_up)
     assert "no drill is in the audit log of the last 92 days" == finding.found
-    drill = shlex.split(finding.fix.partition("request ")[2].partition(",")[0])[0]
+    drill = shlex.split(finding.command)[3]
     asked, approvals = tmp_path / "request", [tmp_path / "a", tmp_path / "b"]
     with AuditLog(log, keyring=keyring) as opened:
         tapeseal.audit.start(opened)
@@ -1244,7 +1242,7 @@ def test_pending_tape(
     finding = one("tape.pending", set_up)
     assert str(tmp_path / "day.tape") == finding.subject
     keyrings = shlex.join(["-k", f"local:{key_file}", "-k", uri])
-    assert 0 == app.run(shlex.split(finding.fix.replace("-k KEYRING", keyrings))[1:])
+    assert 0 == app.run(shlex.split(finding.command.replace("-k KEYRING", keyrings))[1:])
     assert [] == found("tape.pending", SetUp(tapes=(str(tmp_path),)))
 
 
@@ -1272,8 +1270,8 @@ def test_unsealed_tape(tmp_path: Path, key_file: Path, mode: str) -> None:
     later = SetUp(tapes=(str(tmp_path),), now=NOW + timedelta(days=3))
     finding = one("tape.unsealed", later)
     assert "it was written 3 days ago, and never sealed" == finding.found
-    fix = finding.fix.replace("KEYRING", f"local:{key_file}")
-    run(fix.replace("python3", sys.executable, 1))
+    command = finding.command.replace("KEYRING", f"local:{key_file}")
+    run(command.replace("python3", sys.executable, 1))
     assert [] == found("tape.unsealed", replace(later, packages=()))
     assert tapeseal.verify(path, keyring=LocalKeyring(key_file)).ok
 
@@ -1345,7 +1343,9 @@ def test_json(capfd: pytest.CaptureFixture[str]) -> None:
     report = json.loads(capfd.readouterr().out)
     assert 1 == code == report["exit_code"]
     assert ["serious", "warning"] == [each["severity"] for each in report["findings"]]
-    assert {"check", "severity", "subject", "found", "why", "fix"} == set(report["findings"][0])
+    assert {"check", "severity", "subject", "found", "why", "fix", "command"} == set(
+        report["findings"][0]
+    )
     assert "environment.token" in report["looked_at"]
     assert {} == report["not_looked_at"]
     assert [] == report["not_asked"]
@@ -1356,9 +1356,9 @@ def test_report(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("COLUMNS", "50")
     app.run(["doctor", "--only", "audit", "--package", __file__, "--only", "break-glass"])
     shown = capfd.readouterr().out
-    fix = "tapeseal audit create LOG -k KEYRING; export TAPESEAL_AUDIT=LOG TAPESEAL_AUDIT_KEYRING=KEYRING"
-    assert f"→ {fix}\n" in shown
-    assert all(len(line) <= 50 for line in shown.splitlines() if "→" not in line)
+    command = "tapeseal audit create LOG -k KEYRING && export TAPESEAL_AUDIT=LOG"
+    assert f"$ {command} TAPESEAL_AUDIT_KEYRING=KEYRING\n" in shown
+    assert all(len(line) <= 50 for line in shown.splitlines() if "$" not in line)
     assert "0 serious, 3 warnings, 0 info, by 3 checks" in shown
 
 
