@@ -163,9 +163,14 @@ def _show_finding(finding: "Finding", console: "Console") -> None:
     table.add_row(Text(finding.severity, _STYLES[finding.severity]), title)
     table.add_row("", Text(printable(finding.found)))
     table.add_row("", Text(printable(finding.why), "dim"))
+    if finding.fix:
+        table.add_row(Text("→", "green", justify="right"), Text(printable(finding.fix)))
     console.print(table)
-    # Not broken into lines, so that it can be copied.
-    console.print(Text.assemble("       → ", (printable(finding.fix), "green")), soft_wrap=True)
+    if finding.command:
+        # Not broken into lines, so that it can be copied.
+        console.print(
+            Text.assemble("       $ ", (printable(finding.command), "green")), soft_wrap=True
+        )
     console.print()
 
 

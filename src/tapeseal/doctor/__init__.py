@@ -11,7 +11,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from tapeseal.doctor.findings import SEVERITIES, Check, Finding, GoneError, Look, Problem, SetUp
+from tapeseal.doctor.findings import (
+    NOT_SEEN,
+    SEVERITIES,
+    Check,
+    Finding,
+    GoneError,
+    Look,
+    Problem,
+    SetUp,
+)
 
 __all__ = ["SEVERITIES", "Check", "Finding", "Report", "SetUp", "checks", "examine"]
 
@@ -28,8 +37,6 @@ _AREAS: Final[Mapping[str, str]] = {
     "config": "tapeseal.doctor.configuration",
 }
 """By area, the module with its CHECKS and look()."""
-
-_NOT_SEEN = "What is not looked at may be wrong without anybody knowing."
 
 
 @dataclass
@@ -112,43 +119,33 @@ def _examine(
         gone = error
         report.not_looked_at |= {check.name: str(error) for check in chosen}
     if gone is not None:
-        report.findings.append(
-            Finding(f"{area}.not-seen", "warning", area, str(gone), _NOT_SEEN, gone.fix)
-        )
+        problem = Problem("warning", area, str(gone), gone.fix, gone.command, NOT_SEEN)
+        report.findings.append(_finding(f"{area}.not-seen", problem))
 
 
 def _run(check: Check, look: Look, report: Report) -> GoneError | None:
     """Make a check, and add what it finds to the report; return why nothing more can be seen, if that is so."""
     gone = None
     seen = False
-
-    def add(problem: Problem) -> None:
-        report.findings.append(
-            Finding(
-                check.name,
-                problem.severity,
-                problem.subject,
-                problem.found,
-                problem.why or check.why,
-                problem.fix,
-            )
-        )
-
     before = look.seen
     look.unseen.clear()
     try:
         for problem in check.function(look):
             seen = True
-            add(problem)
+            report.findings.append(_finding(check.name, problem, check.why))
     except GoneError as error:
         gone = error
-    for subject, found, fix in look.unseen.values():
-        add(Problem("warning", subject, found, fix, _NOT_SEEN))
+    report.findings += [_finding(check.name, each) for each in look.unseen.values()]
     if seen or look.seen > before or not (look.unseen or gone):
         report.looked_at.append(check.name)
     elif gone is None:
-        report.not_looked_at[check.name] = "; ".join(each[1] for each in look.unseen.values())
+        report.not_looked_at[check.name] = "; ".join(each.found for each in look.unseen.values())
     return gone
+
+
+def _finding(check: str, problem: Problem, why: str = "") -> Finding:
+    severity, subject, found, fix, command, own = problem
+    return Finding(check, severity, subject, found, own or why, fix, command)
 
 
 def _is_named(check: Check, names: Sequence[str]) -> bool:

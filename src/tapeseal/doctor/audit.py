@@ -46,7 +46,8 @@ class AuditLook(Look):
                 self.path,
                 self.path,
                 f"the log could not be read: {said}",
-                f"tapeseal audit verify {path}, as a user who may read it",
+                "Run it as a user who may read it.",
+                f"tapeseal audit verify {path} -k KEYRING",
             )
             return None
         self.seen += 1
@@ -70,7 +71,7 @@ class AuditLook(Look):
                 self.anchors,
                 self.anchors,
                 f"the anchors could not be read: {error.strerror}",
-                f"ls -l {shlex.quote(self.anchors)}",
+                command=f"ls -l {shlex.quote(self.anchors)}",
             )
             return None
         return newest(found).get(log_id)
@@ -94,7 +95,8 @@ def _enabled(audit: AuditLook) -> Iterator[Problem]:
             "warning",
             "TAPESEAL_AUDIT",
             "it names no audit log",
-            "tapeseal audit create LOG -k KEYRING; export TAPESEAL_AUDIT=LOG TAPESEAL_AUDIT_KEYRING=KEYRING",
+            "Make one, and name it in the environment of everything that uses keys.",
+            "tapeseal audit create LOG -k KEYRING && export TAPESEAL_AUDIT=LOG TAPESEAL_AUDIT_KEYRING=KEYRING",
         )
 
 
@@ -111,7 +113,8 @@ def _head(audit: AuditLook) -> Iterator[Problem]:
             "serious",
             audit.path,
             f"there is no {audit.path}.head",
-            f"find out who removed it: tapeseal audit verify {shlex.quote(audit.path)} -k KEYRING --anchors FILE",
+            "Find out who removed it.",
+            f"tapeseal audit verify {shlex.quote(audit.path)} -k KEYRING --anchors FILE",
         )
 
 
@@ -129,21 +132,25 @@ def _anchored(audit: AuditLook) -> Iterator[Problem]:
     if log_id is None:
         return
     kept = audit.anchors or "FILE"
-    fix = f"every hour, by cron: tapeseal audit anchor {path} -k KEYRING --signer SIGNER --to {shlex.quote(kept)}"
+    command = f"tapeseal audit anchor {path} -k KEYRING --signer SIGNER --to {shlex.quote(kept)}"
+    fix = "Have one signed every hour, by cron."
     if audit.anchors is None:
         yield Problem(
             "warning",
             audit.path,
             "no file of its anchors is known here",
-            f"{fix}; give --anchors FILE",
+            f"{fix} Give the file by --anchors.",
+            command,
         )
         return
     newest = audit.newest_anchor(log_id)
     if newest is None:
         if not audit.unseen:
-            yield Problem("warning", audit.path, f"{audit.anchors} has no anchor of it", fix)
+            yield Problem(
+                "warning", audit.path, f"{audit.anchors} has no anchor of it", fix, command
+            )
         return
     signed = datetime.strptime(newest.time, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
     age = (audit.now - signed).total_seconds()
     if age > MAX_ANCHOR_AGE_SECONDS:
-        yield Problem("warning", audit.path, f"its newest anchor is {days(age)} old", fix)
+        yield Problem("warning", audit.path, f"its newest anchor is {days(age)} old", fix, command)

@@ -50,7 +50,10 @@ class PackagesLook(Look):
             except (OSError, TapesealError) as error:
                 said = getattr(error, "strerror", None) or str(error)
                 self.not_seen(
-                    path, path, f"it could not be read: {said}", "seal it anew: docs/break-glass.md"
+                    path,
+                    path,
+                    f"it could not be read: {said}",
+                    "Seal it anew: docs/break-glass.md.",
                 )
                 continue
             self.seen += 1
@@ -123,8 +126,8 @@ def _age(look: PackagesLook) -> Iterator[Problem]:
                 "warning",
                 package.path,
                 f"it was sealed {days(age.total_seconds())} ago",
-                f"rotate what it holds, and: tapeseal break-glass seal --help (name {package.name}, any"
-                f" {package.threshold} of {', '.join(package.custodians)})",
+                f"Rotate what it holds, and seal it anew, for any {package.threshold} of"
+                f" {', '.join(package.custodians)}: docs/break-glass.md.",
             )
 
 
@@ -140,14 +143,14 @@ def _drills(look: PackagesLook) -> Iterator[Problem]:
                 "the audit log",
                 package.path,
                 "whether a drill was held cannot be told without the audit log",
-                "give --audit LOG",
+                "Give it by --audit.",
             )
             return
         try:
             practised = package.name in look.drills
         except OSError as error:
             look.not_seen(
-                look.log, look.log, f"it could not be read: {error.strerror}", "run it as its user"
+                look.log, look.log, f"it could not be read: {error.strerror}", "Run it as its user."
             )
             return
         if not practised:
@@ -156,5 +159,6 @@ def _drills(look: PackagesLook) -> Iterator[Problem]:
                 "warning",
                 package.path,
                 "no drill is in the audit log of the last 92 days",
-                f"hold one: tapeseal break-glass request {path}, then approve, then open: docs/runbook.md",
+                "Hold one: request, approve, open (docs/runbook.md).",
+                f"tapeseal break-glass request {path} --reason drill -o REQUEST",
             )

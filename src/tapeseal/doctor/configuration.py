@@ -40,17 +40,23 @@ def _secrets(look: ConfigurationLook) -> Iterator[Problem]:
         try:
             found = list(scan_files([path]))
         except ModuleNotFoundError as error:
-            raise GoneError(f"the rules need {error.name}", "pip install 'tapeseal[cli]'") from None
+            raise GoneError(
+                f"the rules need {error.name}", command="pip install 'tapeseal[cli]'"
+            ) from None
         except OSError as error:
             quoted = shlex.quote(path)
-            look.not_seen(path, path, f"it could not be read: {error.strerror}", f"ls -l {quoted}")
+            look.not_seen(
+                path, path, f"it could not be read: {error.strerror}", command=f"ls -l {quoted}"
+            )
             continue
         look.seen += 1
-        for each in found:
+        for number in sorted({each.line for each in found}):
+            kinds = ", ".join(each.kind for each in found if each.line == number)
             yield Problem(
                 "serious",
-                f"{each.path}:{each.line}",
-                f"it looks like a secret: {each.kind}",
-                "rotate it, keep the new one in Vault, and start the program by: tapeseal secrets run --env"
-                " NAME=MOUNT/PATH#MEMBER -- PROGRAM; what is no secret gets a comment: tapeseal: no secret",
+                f"{path}:{number}",
+                f"it looks like a secret: {kinds}",
+                "Rotate it, keep the new one in Vault, and have the program get it from there. What is no secret"
+                " gets a comment in its line: tapeseal: no secret",
+                "tapeseal secrets run --env NAME=MOUNT/PATH#MEMBER -- PROGRAM",
             )

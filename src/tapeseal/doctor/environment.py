@@ -33,7 +33,8 @@ def _token(look: Look) -> Iterator[Problem]:
                 "info",
                 name,
                 "it is set",
-                f"unset {name}; for people: vault login; for services: a login of docs/vault.md",
+                "People log in by `vault login`, services as docs/vault.md has it.",
+                f"unset {name}",
             )
 
 
@@ -48,7 +49,8 @@ def _aws_key(look: Look) -> Iterator[Problem]:
             "info",
             "AWS_SECRET_ACCESS_KEY",
             "it is set, without a session's token",
-            "unset AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY; for people: aws sso login; for services: a role",
+            "People log in by `aws sso login`, services have a role.",
+            "unset AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY",
         )
 
 
@@ -64,5 +66,6 @@ def _skip_verify(look: Look) -> Iterator[Problem]:
                 "serious",
                 name,
                 "it is set: certificates are not checked",
-                f"unset {name}; export VAULT_CACERT=/path/of/ca.pem",
+                "Name the CA by VAULT_CACERT.",
+                f"unset {name}",
             )

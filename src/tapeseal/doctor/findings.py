@@ -15,6 +15,9 @@ SEVERITIES: Final = ("info", "warning", "serious")
 """From the least on: what is good to know; what is to be mended; what is to be mended today."""
 
 
+NOT_SEEN: Final = "What is not looked at may be wrong without anybody knowing."
+
+
 class Problem(NamedTuple):
     """What a check found wrong with a subject."""
 
@@ -24,8 +27,10 @@ class Problem(NamedTuple):
     """What it is about: a path, a key, a policy."""
     found: str
     """What was seen there."""
-    fix: str
-    """The command that mends it or, where none can, the change to make."""
+    fix: str = ""
+    """The change that mends it, where no command does, or what to know of the command."""
+    command: str = ""
+    """The command that mends it, to be copied. What is to be filled in stands in capitals."""
     why: str = ""
     """Why it matters, where that is not what the check says."""
 
@@ -40,6 +45,7 @@ class Finding:
     found: str
     why: str
     fix: str
+    command: str
 
 
 @dataclass(frozen=True)
@@ -84,11 +90,12 @@ def registrar(
 
 
 class GoneError(Exception):
-    """An area cannot be looked at any further; the text says why, `fix` what to do."""
+    """An area cannot be looked at any further; the text says why."""
 
-    def __init__(self, reason: str, fix: str) -> None:
+    def __init__(self, reason: str, fix: str = "", command: str = "") -> None:
         super().__init__(reason)
         self.fix = fix
+        self.command = command
 
 
 class Look:
@@ -101,8 +108,8 @@ class Look:
 
     def __init__(self, what: str, seconds: float) -> None:
         self.what = what
-        self.unseen: dict[str, tuple[str, str, str]] = {}
-        """What was not seen, by what is missing: subject, what was found, and the fix."""
+        self.unseen: dict[str, Problem] = {}
+        """What was not seen, by what is missing."""
         self.seen = 0
         """How many things were seen."""
         self._seconds = seconds
@@ -122,9 +129,12 @@ class Look:
             )
         return left
 
-    def not_seen(self, missing: str, subject: str, found: str, fix: str) -> None:
+    def not_seen(
+        self, missing: str, subject: str, found: str, fix: str = "", command: str = ""
+    ) -> None:
         """Note that something could not be seen; the same thing is noted once."""
-        self.unseen.setdefault(missing, (subject, found, fix))
+        problem = Problem("warning", subject, found, fix, command, NOT_SEEN)
+        self.unseen.setdefault(missing, problem)
 
 
 @dataclass(frozen=True)

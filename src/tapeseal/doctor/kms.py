@@ -86,7 +86,7 @@ class KmsLook(Look):
             f"{key} {actions}",
             f"aws-kms:{key}",
             f"could not be looked at: {error}",
-            f"allow {actions} on the key, in the key's policy or in that of IAM",
+            f"Allow {actions} on the key, in its policy or in that of IAM.",
         )
 
     def _client(self, each: Named) -> "Kms":
@@ -97,9 +97,11 @@ class KmsLook(Look):
             try:
                 self._clients[where] = Kms(region=each.region, endpoint_url=each.endpoint_url)
             except ValueError as error:
-                raise GoneError(str(error), "name the region: aws-kms:KEY?region=REGION") from None
+                raise GoneError(
+                    str(error), "Give such a keyring: aws-kms:KEY?region=REGION"
+                ) from None
             except ModuleNotFoundError as error:
-                raise GoneError(str(error), "pip install 'tapeseal[aws]'") from None
+                raise GoneError(str(error), command="pip install 'tapeseal[aws]'") from None
         return self._clients[where]
 
 
@@ -132,7 +134,7 @@ def look(set_up: SetUp) -> Iterator[KmsLook | None]:
     try:
         yield found if found.keys else None
     except ServiceUnavailableError as error:
-        raise GoneError(str(error), "see that AWS KMS can be reached from here") from None
+        raise GoneError(str(error), "See that AWS KMS can be reached from here.") from None
 
 
 @check(
@@ -150,7 +152,7 @@ def _endpoint(kms: KmsLook) -> Iterator[Problem]:
                 "warning" if here else "serious",
                 url,
                 "it is http://" + (", to this machine itself" if here else ""),
-                "leave endpoint_url out, or give one of https://",
+                "Leave endpoint_url out, or give one of https://",
             )
 
 
@@ -167,7 +169,8 @@ def _state(kms: KmsLook) -> Iterator[Problem]:
                 "serious",
                 f"aws-kms:{each.key}",
                 info.problem or "it says no state",
-                "name a key that is there: tapeseal kms keys" + where,
+                "Name a key that is there.",
+                "tapeseal kms keys" + where,
             )
         elif info.state == "PendingDeletion":
             when = "" if info.deletion is None else f" on {info.deletion:%Y-%m-%d}"
@@ -175,14 +178,14 @@ def _state(kms: KmsLook) -> Iterator[Problem]:
                 "serious",
                 f"aws-kms:{each.key}",
                 f"it will be deleted{when}",
-                f"aws kms cancel-key-deletion --key-id {key} && aws kms enable-key --key-id {key}",
+                command=f"aws kms cancel-key-deletion --key-id {key} && aws kms enable-key --key-id {key}",
             )
         elif info.state != "Enabled":
             yield Problem(
                 "serious",
                 f"aws-kms:{each.key}",
                 f"its state is {info.state}",
-                f"aws kms enable-key --key-id {key}",
+                command=f"aws kms enable-key --key-id {key}",
             )
 
 
@@ -208,7 +211,7 @@ def _rotation(kms: KmsLook) -> Iterator[Problem]:
                 "warning",
                 f"aws-kms:{each.key}",
                 "KMS does not rotate it" + _since(info.rotated or info.created),
-                f"tapeseal kms rotation {shlex.quote(info.key)} --enable 365{_where(each)}",
+                command=f"tapeseal kms rotation {shlex.quote(info.key)} --enable 365{_where(each)}",
             )
 
 
@@ -238,8 +241,9 @@ def _policy(kms: KmsLook) -> Iterator[Problem]:
                     "serious",
                     f"aws-kms:{each.key}",
                     f"its policy allows {_listed(statement.get('Action'))} to everybody",
+                    "Name the roles that need it as Principal.",
                     f"aws kms put-key-policy --key-id {shlex.quote(info.key)} --policy-name default --policy"
-                    " file://policy.json, with the roles that need it as Principal",
+                    " file://POLICY.json",
                 )
 
 

@@ -51,7 +51,7 @@ class FilesLook(Look):
                 path,
                 path,
                 f"the {what} could not be looked at: {said}",
-                f"ls -ld {shlex.quote(path)}",
+                command=f"ls -ld {shlex.quote(path)}",
             )
         for each in self.files:
             self.seen += 1
@@ -141,7 +141,7 @@ def _mode(files: FilesLook) -> Iterator[Problem]:
                 "serious",
                 each.path,
                 f"the {each.what} can be {' and '.join(may) or 'entered'} by others (mode {mode:04o})",
-                f"chmod {mode & ~each.forbidden:04o} {shlex.quote(each.path)}",
+                command=f"chmod {mode & ~each.forbidden:04o} {shlex.quote(each.path)}",
             )
 
 
@@ -157,7 +157,7 @@ def _owner(files: FilesLook) -> Iterator[Problem]:
                 "serious",
                 each.path,
                 f"the {each.what} belongs to another user (uid {status.st_uid})",
-                f"chown {os.geteuid()} {shlex.quote(each.path)}",
+                command=f"chown {os.geteuid()} {shlex.quote(each.path)}",
             )
 
 
@@ -182,14 +182,14 @@ def _directory(files: FilesLook) -> Iterator[Problem]:
                         "serious",
                         parent,
                         f"others may write it (mode {mode:04o}), and the {each.what} is below it",
-                        f"chmod go-w {shlex.quote(parent)}",
+                        command=f"chmod go-w {shlex.quote(parent)}",
                     )
                 elif status.st_uid not in (os.geteuid(), 0):
                     yield Problem(
                         "warning",
                         parent,
                         f"it belongs to another user (uid {status.st_uid}), and the {each.what} is below it",
-                        f"chown {os.geteuid()} {shlex.quote(parent)}",
+                        command=f"chown {os.geteuid()} {shlex.quote(parent)}",
                     )
 
 
@@ -208,14 +208,20 @@ def _passphrase(files: FilesLook) -> Iterator[Problem]:
                 open_to_all = not needs_passphrase(each.path)
             except TapesealError as error:
                 files.not_seen(
-                    each.path, each.path, f"could not be looked at: {error}", "mend that first"
+                    each.path, each.path, f"could not be looked at: {error}", "Mend that first."
                 )
                 continue
-            new = "tapeseal keygen --passphrase NEW.key, and rewrap the tapes to it"
+            new = "tapeseal keygen --passphrase NEW.key"
         elif each.what == "private half":
             open_to_all = b"ENCRYPTED" not in _first_line(each.path)
-            new = "tapeseal keygen --public --passphrase NEW, and rewrap the tapes to it"
+            new = "tapeseal keygen --public --passphrase NEW"
         else:
             continue
         if open_to_all:
-            yield Problem("info", each.path, "it is under no passphrase", new)
+            yield Problem(
+                "info",
+                each.path,
+                "it is under no passphrase",
+                "Make a new one, and rewrap the tapes to it.",
+                new,
+            )

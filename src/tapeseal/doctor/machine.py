@@ -3,6 +3,7 @@
 import contextlib
 import os
 import resource
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,10 @@ class MachineLook(Look):
         except (OSError, ValueError, IndexError) as error:
             said = getattr(error, "strerror", None) or str(error)
             self.not_seen(
-                "machine", "this machine", f"could not be looked at: {said}", "mount /proc and /sys"
+                "machine",
+                "this machine",
+                f"could not be looked at: {said}",
+                "Run it where /proc and /sys are.",
             )
 
 
@@ -98,7 +102,8 @@ def _locked_memory(look: MachineLook) -> Iterator[Problem]:
                 "warning",
                 "this process",
                 f"it may lock {limit:,} bytes of memory",
-                "ulimit -l 8192, or LimitMEMLOCK=8M in its unit of systemd",
+                "For a service: LimitMEMLOCK=8M in its unit.",
+                "ulimit -l 8192",
             )
 
 
@@ -116,7 +121,8 @@ def _core_dumps(look: MachineLook) -> Iterator[Problem]:
                 "warning",
                 "this process",
                 f"it may dump core, of {size}",
-                "ulimit -c 0, or LimitCORE=0 in its unit of systemd",
+                "For a service: LimitCORE=0 in its unit.",
+                "ulimit -c 0",
             )
 
 
@@ -132,7 +138,8 @@ def _swap(look: MachineLook) -> Iterator[Problem]:
                 "info",
                 name,
                 "it is in use, and not encrypted",
-                f"swapoff {name}, or encrypt it: option swap in /etc/crypttab",
+                "Encrypt it (option swap in /etc/crypttab), or do without.",
+                f"swapoff {shlex.quote(name)}",
             )
 
 
@@ -150,5 +157,6 @@ def _openssl(look: MachineLook) -> Iterator[Problem]:
                 "warning",
                 look.openssl_version,
                 f"it is {whose}, and older than 3.5",
-                "pip install --force-reinstall --only-binary=:all: tapeseal: the wheel has its own",
+                "The wheel has its own.",
+                "pip install --force-reinstall --only-binary=tapeseal tapeseal",
             )

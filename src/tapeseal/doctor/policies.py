@@ -107,25 +107,15 @@ def _rule(path: str, tokens: list[str]) -> Rule:
 
 
 def _from_json(text: str) -> list[Rule]:
-    def merged(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        return dict(pairs)
-
-    document = json.loads(text, object_pairs_hook=merged)
+    document = json.loads(text)
     paths = document.get("path", {}) if isinstance(document, dict) else None
-    blocks = paths if isinstance(paths, list) else [paths]
+    if not isinstance(paths, dict) or not all(isinstance(each, dict) for each in paths.values()):
+        raise ValueError("it is no policy in JSON")
     rules = []
-    for block in blocks:
-        if not isinstance(block, dict):
-            raise ValueError("it is no policy in JSON")
-        for path, content in block.items():
-            for each in content if isinstance(content, list) else [content]:
-                if not isinstance(each, dict):
-                    raise ValueError("it is no policy in JSON")
-                capabilities = each.get("capabilities") or _OLD.get(str(each.get("policy")), ())
-                settings = frozenset(each.keys() - {"capabilities", "policy"})
-                rules.append(
-                    Rule(path, frozenset(str(name).lower() for name in capabilities), settings)
-                )
+    for path, content in paths.items():
+        granted = content.get("capabilities") or _OLD.get(str(content.get("policy")), ())
+        settings = frozenset(content.keys() - {"capabilities", "policy"})
+        rules.append(Rule(path, frozenset(str(name).lower() for name in granted), settings))
     return rules
 
 

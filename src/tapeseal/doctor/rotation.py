@@ -83,7 +83,11 @@ def look(set_up: SetUp) -> Iterator[PlanLook | None]:
         yield None
         return
     if isinstance(plan, ValueError):
-        raise GoneError(str(plan), f"tapeseal rotate plan --plan {set_up.plan}: mend what it names")
+        raise GoneError(
+            str(plan),
+            "Mend what it names.",
+            shlex.join(["tapeseal", "rotate", "plan", "--plan", str(set_up.plan)]),
+        )
     with contextlib.ExitStack() as stack:
         journal = None
         # Opening makes one where there is none, and this is to leave nothing behind.
@@ -92,7 +96,8 @@ def look(set_up: SetUp) -> Iterator[PlanLook | None]:
                 journal = stack.enter_context(_ReadJournal(plan.state))
             except (OSError, ValueError) as error:
                 raise GoneError(
-                    f"the journal could not be read: {error}", "run it as the user of the rotations"
+                    f"the journal could not be read: {error}",
+                    "Run it as the user of the rotations.",
                 ) from None
         yield PlanLook(plan, journal, set_up)
 
@@ -112,14 +117,14 @@ def _overdue(plan: PlanLook) -> Iterator[Problem]:
                 "info",
                 name,
                 "how old it is, nobody has asked yet",
-                plan.command("plan", "--refresh"),
+                command=plan.command("plan", "--refresh"),
             )
         elif status.state in ("overdue", "failed"):
             since = "" if status.due is None else f" since {status.due:%Y-%m-%d}"
             text = f"it is overdue{since}"
             if status.state == "failed":
                 text = f"its rotation failed, and it is due{since}: {status.alarm}"
-            yield Problem("serious", name, text, plan.command("run", name))
+            yield Problem("serious", name, text, command=plan.command("run", name))
 
 
 @check(
@@ -138,15 +143,15 @@ def _waiting(plan: PlanLook) -> Iterator[Problem]:
                 "serious" if record.alarm else "warning",
                 status.secret.name,
                 f"the new version is not yet used by {', '.join(record.waiting)}",
-                "have them read the new version, or: "
-                + plan.command("rollback", status.secret.name),
+                "Have them read the new version, or go back to the old one.",
+                plan.command("rollback", status.secret.name),
             )
         elif record.alarm or record.error:
             yield Problem(
                 "serious" if record.alarm else "warning",
                 status.secret.name,
                 record.alarm or record.error,
-                plan.command("status", status.secret.name),
+                command=plan.command("status", status.secret.name),
             )
 
 
@@ -164,7 +169,7 @@ def _verification(plan: PlanLook) -> Iterator[Problem]:
                 "warning",
                 name,
                 "nothing verifies it",
-                f"add to {plan.plan.path}: [[secret.{name}.verify]]",
+                f"Add to {plan.plan.path}: [[secret.{name}.verify]]",
             )
 
 
@@ -181,7 +186,7 @@ def _consumers(plan: PlanLook) -> Iterator[Problem]:
                 "info",
                 name,
                 "it names no consumer",
-                f'add to [secret.{name}] in {plan.plan.path}: consumers = ["…"]',
+                f'Add to [secret.{name}] in {plan.plan.path}: consumers = ["…"]',
             )
 
 
@@ -197,5 +202,5 @@ def _windows(plan: PlanLook) -> Iterator[Problem]:
             "serious",
             name,
             text,
-            f"widen [secret.{name}.window] in {plan.plan.path}, or shorten its deadline",
+            f"Widen [secret.{name}.window] in {plan.plan.path}, or shorten its deadline.",
         )

@@ -27,7 +27,7 @@ class TapesLook(Look):
         self.names = set_up.tapes
         self.now = set_up.now
         self._found: list[tuple[str, Header, bool, float]] | None = None
-        self._unread: dict[str, tuple[str, str, str]] = {}
+        self._unread: dict[str, Problem] = {}
 
     def tapes(self) -> Iterator[tuple[str, "Header", bool, float]]:
         """Yield the path, the header, whether it is sealed, and the time of the last write of each tape."""
@@ -63,15 +63,15 @@ class TapesLook(Look):
                             os.close(fd)
                     except (OSError, TapesealError) as error:
                         said = getattr(error, "strerror", None) or str(error)
-                        check = f"tapeseal verify {shlex.quote(path)} -k KEYRING"
-                        self.not_seen(path, path, f"it could not be read: {said}", check)
+                        verify = f"tapeseal verify {shlex.quote(path)} -k KEYRING"
+                        self.not_seen(path, path, f"it could not be read: {said}", command=verify)
                         continue
                     is_blob = found.copy.copies != layout.FILE_COPIES
                     sealed = is_blob or layout.parse_trailer(end) is not None
                     yield path, found, sealed, status.st_mtime
                 if next(paths, None) is not None:
                     limit = f"only the first {MAX_TAPES:,} tapes were looked at"
-                    self.not_seen(f"more of {name}", name, limit, "give it in parts")
+                    self.not_seen(f"more of {name}", name, limit, "Give it in parts.")
             except FileNotFoundError:  # A folder without tapes.
                 self.seen += 1
 
@@ -97,7 +97,7 @@ def _pending(look: TapesLook) -> Iterator[Problem]:
                 "warning",
                 path,
                 f"still pending: {', '.join(pending)}",
-                f"tapeseal rewrap {shlex.quote(path)} -k KEYRING --complete",
+                command=f"tapeseal rewrap {shlex.quote(path)} -k KEYRING --complete",
             )
 
 
@@ -114,7 +114,7 @@ def _unsealed(look: TapesLook) -> Iterator[Problem]:
                 "warning",
                 path,
                 f"it was written {days(age)} ago, and never sealed",
-                f"python3 -c {shlex.quote(_seal(path, found))}",
+                command=f"python3 -c {shlex.quote(_seal(path, found))}",
             )
 
 

@@ -59,7 +59,7 @@ class VaultLook(Look):
             # What still speaks TLS 1.2 is to be looked at too, and told.
             self.session = VaultSession(minimum_tls=ssl.TLSVersion.TLSv1_2, deadline=SECONDS / 3)
         except ValueError as error:
-            self.gone = GoneError(f"no session with Vault: {error}", "mend that, and run it again")
+            self.gone = GoneError(f"no session with Vault: {error}", "Mend that, and run it again.")
 
     def ask(
         self,
@@ -116,18 +116,18 @@ class VaultLook(Look):
             )
         except AccessDeniedError as error:
             if path == "auth/token/lookup-self":
-                raise GoneError(str(error), "log in anew: vault login") from None
+                raise GoneError(str(error), command="vault login") from None
             listed = ", ".join(f'"{each}"' for each in capabilities)
             self.not_seen(
                 needs,
                 needs,
                 "could not be looked at: the policies of this token do not allow it",
-                f'add to its policy: path "{needs}" {{ capabilities = [{listed}] }}',
+                f'Add to its policy: path "{needs}" {{ capabilities = [{listed}] }}',
             )
             return None
         except ServiceUnavailableError as error:
             raise GoneError(
-                str(error), "see that it runs, is unsealed and can be reached: vault status"
+                str(error), "See that it runs, is unsealed and can be reached.", "vault status"
             ) from None
         except InvalidPath:
             self.seen += 1
@@ -137,7 +137,7 @@ class VaultLook(Look):
                 needs,
                 path,
                 f"could not be looked at: Vault refuses it: {said_by(error)}",
-                f"ask it yourself: vault read {path}",
+                command=f"vault read {shlex.quote(path)}",
             )
             return None
         self.seen += 1
@@ -160,7 +160,7 @@ class VaultLook(Look):
                 f"more of {path}",
                 path,
                 f"only the first {MAX_NAMES} of {len(found):,} were looked at",
-                "look at the others by hand",
+                "Look at the others by hand.",
             )
         return found[:MAX_NAMES]
 
@@ -184,20 +184,25 @@ class VaultLook(Look):
         """Return the certificate that a server shows, whoever signed it; None where it shows none."""
         from cryptography import x509
 
-        # Nothing is sent over this connection: only so can a certificate be seen that nobody should trust.
-        context = ssl.create_default_context()
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        with _connected(address, context, self) as tls:
+        with _connected(address, _any_server(), self) as tls:
             der = None if tls is None else tls.getpeercert(binary_form=True)
         return None if der is None else x509.load_der_x509_certificate(der)
 
     def speaks(self, address: str, version: ssl.TLSVersion) -> bool:
         """Whether a server agrees to a version of TLS."""
-        context = ssl.create_default_context()
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        context = _any_server()
         context.minimum_version = context.maximum_version = version
         with _connected(address, context, self) as tls:
             return tls is not None
+
+
+def _any_server() -> ssl.SSLContext:
+    """Return a context that takes any certificate: one that nobody should trust is to be seen too. Nothing is sent."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers("DEFAULT:@SECLEVEL=0")
+    return context
 
 
 @contextlib.contextmanager
@@ -262,7 +267,8 @@ def _address(vault: VaultLook) -> Iterator[Problem]:
                 "warning" if here else "serious",
                 address,
                 "it is http://" + (", to this machine itself" if here else ""),
-                f"give its listener a certificate, and: export VAULT_ADDR=https://{parts.netloc}",
+                "Give its listener a certificate.",
+                f"export VAULT_ADDR=https://{parts.netloc}",
             )
 
 
@@ -279,7 +285,7 @@ def _tls(vault: VaultLook) -> Iterator[Problem]:
                 address,
                 "it agrees to TLS 1.2"
                 + ("" if vault.speaks(address, ssl.TLSVersion.TLSv1_3) else ", and not to 1.3"),
-                'set in its listener, and reload it: tls_min_version = "tls13"',
+                'Set in its listener, and restart it: tls_min_version = "tls13"',
             )
 
 
@@ -293,7 +299,7 @@ def _https(vault: VaultLook) -> Iterator[str]:
                 address,
                 address,
                 "it shows no certificate",
-                f"see that it runs: vault status -address={address}",
+                command=f"vault status -address={shlex.quote(address)}",
             )
         else:
             vault.seen += 1
@@ -313,7 +319,12 @@ def _certificate(vault: VaultLook) -> Iterator[Problem]:
         if certificate is None:
             continue
         yield from _ending(
-            certificate, address, vault.now, CERTIFICATE_SOON_SECONDS, "the listener's"
+            certificate,
+            address,
+            vault.now,
+            CERTIFICATE_SOON_SECONDS,
+            "Renew it, and have the server read it by a SIGHUP.",
+            "tapeseal vault pki renew DIRECTORY",
         )
         key = certificate.public_key()
         short = (isinstance(key, rsa.RSAPublicKey) and key.key_size < 2048) or (
@@ -324,23 +335,28 @@ def _certificate(vault: VaultLook) -> Iterator[Problem]:
                 "serious",
                 address,
                 f"its key has {key.key_size} bits",  # type: ignore[union-attr]
-                "issue it anew with a key of EC P-256 or RSA 3072",
+                "Issue it anew with a key of EC P-256 or RSA 3072.",
             )
 
 
 def _ending(
-    certificate: "Certificate", subject: str, now: datetime, soon: float, whose: str
+    certificate: "Certificate",
+    subject: str,
+    now: datetime,
+    soon: float,
+    fix: str,
+    command: str = "",
 ) -> Iterator[Problem]:
+    """Yield a problem where a certificate ends within so many seconds, or has ended."""
     left = (certificate.not_valid_after_utc - now).total_seconds()
     if left < soon:
         end = f"{certificate.not_valid_after_utc:%Y-%m-%d}"
         yield Problem(
             "serious" if left < CERTIFICATE_NOW_SECONDS else "warning",
             subject,
-            f"ended on {end}" if left < 0 else f"ends on {end}, in {days(left)}",
-            f"renew {whose} certificate: tapeseal vault pki renew --help"
-            if "listener" in whose
-            else f"issue a successor: {whose}",
+            f"it ended on {end}" if left < 0 else f"it ends on {end}, in {days(left)}",
+            fix,
+            command,
         )
 
 
@@ -359,6 +375,7 @@ def _audit(vault: VaultLook) -> Iterator[Problem]:
             "serious",
             "sys/audit",
             "there is no audit device",
+            "OpenBao takes one from its configuration alone, as `tapeseal init` writes it.",
             "vault audit enable file file_path=/var/log/vault/audit.log mode=0600",
         )
 
@@ -376,7 +393,8 @@ def _seal(vault: VaultLook) -> Iterator[Problem]:
             "serious",
             vault.addresses[0],
             f"1 of {shares} unseal shares opens it",
-            "vault operator rekey -init -key-shares=5 -key-threshold=3",
+            "HashiCorp's server calls it `vault operator rekey`. With -pgp-keys each share is for its custodian alone.",
+            "bao operator rotate-keys -init -key-shares=5 -key-threshold=3",
         )
 
 
@@ -392,16 +410,26 @@ def _policies(vault: VaultLook) -> Iterator[Problem]:
         found = vault.ask(f"sys/policies/acl/{name}", "sys/policies/acl/*")
         if found is None:
             continue
-        edit = f"vault policy read {shlex.quote(name)} > {shlex.quote(name)}.hcl, narrow that path, and write it back"
         try:
             rules = policies.parse(str(found.get("policy", "")))
         except ValueError as error:
-            vault.not_seen(name, name, f"the policy could not be read: {error}", "read it yourself")
+            vault.not_seen(
+                name,
+                name,
+                f"the policy could not be read: {error}",
+                command=f"vault policy read {shlex.quote(name)}",
+            )
             continue
         for severity, text in (each for rule in rules for each in policies.excesses(rule)):
             # The templates' policy for emergencies is as wide as it must be, and says so.
             meant = name == "break-glass"
-            yield Problem("info" if meant else severity, name, text, edit)
+            yield Problem(
+                "info" if meant else severity,
+                name,
+                text,
+                "Narrow that path, and write the policy back.",
+                f"vault policy read {shlex.quote(name)}",
+            )
 
 
 # Tokens and logins
@@ -415,27 +443,35 @@ def _policies(vault: VaultLook) -> Iterator[Problem]:
 def _own_token(vault: VaultLook) -> Iterator[Problem]:
     token = vault.ask("auth/token/lookup-self", "auth/token/lookup-self") or {}
     subject = f"this token ({token.get('display_name', '')})"
-    own = "log in by an AppRole, a certificate or OIDC, with a policy of its own: docs/vault.md"
+    own = "Log in by an AppRole, a certificate or OIDC, with a policy of its own (docs/vault.md)"
     if "root" in (token.get("policies") or []):
         yield Problem(
-            "serious", subject, "it is a root token", f"{own}; then: vault token revoke -self"
+            "serious",
+            subject,
+            "it is a root token",
+            f"{own}; then end this one.",
+            "vault token revoke -self",
         )
         return
     lifetime = token.get("creation_ttl") or 0
     if not token.get("ttl"):
         yield Problem(
-            "serious", subject, "it never expires", f"{own}; then: vault token revoke -self"
+            "serious",
+            subject,
+            "it never expires",
+            f"{own}; then end this one.",
+            "vault token revoke -self",
         )
     elif lifetime > MAX_TOKEN_SECONDS:
         yield Problem(
-            "warning", subject, f"it is good for {days(lifetime)}", f"{own}, of an hour or a day"
+            "warning", subject, f"it is good for {days(lifetime)}", f"{own}, for an hour or a day."
         )
     if token.get("orphan") and str(token.get("path", "")).startswith("auth/token/create"):
         yield Problem(
             "info",
             subject,
             "it is an orphan: it outlives whoever made it",
-            f"{own}; that of a login ends with its role",
+            f"{own}.",
         )
 
 
@@ -467,7 +503,7 @@ def _tokens(vault: VaultLook) -> Iterator[Problem]:
             f"accessor {accessor}",
             f"a {'root ' if root else ''}token ({token.get('display_name') or 'without a name'}) of {made:%Y-%m-%d}"
             " that never expires",
-            f"vault token revoke -accessor {shlex.quote(accessor)}",
+            command=f"vault token revoke -accessor {shlex.quote(accessor)}",
         )
 
 
@@ -488,14 +524,14 @@ def _approles(vault: VaultLook) -> Iterator[Problem]:
                     "warning" if role.get("token_bound_cidrs") else "serious",
                     path,
                     "its role id alone logs in",
-                    f"vault write {shlex.quote(path)} bind_secret_id=true",
+                    command=f"vault write {shlex.quote(path)} bind_secret_id=true",
                 )
             elif not role.get("secret_id_ttl"):
                 yield Problem(
                     "warning",
                     path,
                     "its secret ids never end",
-                    f"vault write {shlex.quote(path)} secret_id_ttl=720h",
+                    command=f"vault write {shlex.quote(path)} secret_id_ttl=720h",
                 )
 
 
@@ -512,7 +548,7 @@ def _auth_ttl(vault: VaultLook) -> Iterator[Problem]:
                 "warning",
                 f"auth/{mount}",
                 f"its tokens are good for up to {days(longest)}",
-                f"vault auth tune -max-lease-ttl=768h {shlex.quote(mount)}",
+                command=f"vault auth tune -max-lease-ttl=768h {shlex.quote(mount)}",
             )
 
 
@@ -539,29 +575,31 @@ def _transit(vault: VaultLook) -> Iterator[Problem]:
                     "warning",
                     path,
                     f"its latest version ({latest}) is {days(age)} old, and nothing rotates it",
-                    f"vault write -f {shlex.quote(path)}/rotate && {config} auto_rotate_period=2160h",
+                    command=f"vault write -f {shlex.quote(path)}/rotate && {config} auto_rotate_period=2160h",
                 )
             elif not key.get("auto_rotate_period"):
                 yield Problem(
                     "info",
                     path,
                     "Vault does not rotate it by itself",
-                    f"{config} auto_rotate_period=2160h, or a secret of the kind transit-key in the rotation plan",
+                    "Have Vault do it, or the rotation plan by a secret of the kind transit-key.",
+                    f"{config} auto_rotate_period=2160h",
                 )
             if key.get("deletion_allowed"):
                 yield Problem(
                     "warning",
                     path,
                     "it can be deleted",
-                    f"{config} deletion_allowed=false",
-                    "With it goes all that it has encrypted.",
+                    command=f"{config} deletion_allowed=false",
+                    why="With it goes all that it has encrypted.",
                 )
             if key.get("exportable") or key.get("allow_plaintext_backup"):
                 yield Problem(
                     "warning",
                     path,
                     "it can be exported, which cannot be taken back",
-                    "rewrap to a new key that cannot (tapeseal rewrap), and delete this one",
+                    "Make a new key that cannot, rewrap to it, and delete this one.",
+                    "tapeseal rewrap FILE -k KEYRING --to NEW",
                     "Whoever may read the export has the key for good, and no audit record of its use.",
                 )
             if latest - least >= MAX_OLD_TRANSIT_VERSIONS:
@@ -569,7 +607,8 @@ def _transit(vault: VaultLook) -> Iterator[Problem]:
                     "info",
                     path,
                     f"versions from {least} on still open; the latest is {latest}",
-                    f"rewrap what is old, then: {config} min_decryption_version={latest - 1}",
+                    "Rewrap what is old first.",
+                    f"{config} min_decryption_version={latest - 1}",
                 )
 
 
@@ -593,7 +632,7 @@ def _kv(vault: VaultLook) -> Iterator[Problem]:
                 "warning",
                 mount,
                 "it is of version 1",
-                f"vault kv enable-versioning {shlex.quote(mount)}",
+                command=f"vault kv enable-versioning {shlex.quote(mount)}",
             )
             continue
         config = vault.ask(f"{mount}/config", f"{mount}/config")
@@ -602,7 +641,7 @@ def _kv(vault: VaultLook) -> Iterator[Problem]:
                 "info",
                 mount,
                 f"it keeps {config['max_versions']:,} versions of each secret",
-                f"vault write {shlex.quote(mount)}/config max_versions=10",
+                command=f"vault write {shlex.quote(mount)}/config max_versions=10",
             )
 
 
@@ -627,7 +666,7 @@ def _database(vault: VaultLook) -> Iterator[Problem]:
                     f"its credentials are good for up to {days(longest)}"
                     if longest
                     else "its credentials have no max_ttl of their own",
-                    f"vault patch {shlex.quote(path)} max_ttl=24h",
+                    command=f"vault write {shlex.quote(path)} max_ttl=24h",
                 )
 
 
@@ -642,17 +681,18 @@ def _pki(vault: VaultLook) -> Iterator[Problem]:
     for mount in vault.mounts("pki"):
         issuers = set()
         for issuer in vault.names(f"{mount}/issuers"):
-            found = vault.ask(f"{mount}/issuer/{issuer}", f"{mount}/issuer/*") or {}
+            # This form of it, as the lists and certificates, anybody may read.
+            found = vault.ask(f"{mount}/issuer/{issuer}/json", f"{mount}/issuer/+/json") or {}
             if "certificate" in found:
                 certificate = x509.load_pem_x509_certificate(found["certificate"].encode())
                 issuers.add(certificate.serial_number)
-                name = found.get("issuer_name") or certificate.subject.rfc4514_string()
+                name = certificate.subject.rfc4514_string()
                 yield from _ending(
                     certificate,
                     f"{mount}: issuer {name}",
                     vault.now,
                     AUTHORITY_SOON_SECONDS,
-                    f"vault write {shlex.quote(mount)}/root/rotate/internal, or an intermediate: docs/pki.md",
+                    "Have a successor signed while this one is still good: docs/pki.md.",
                 )
         newest: dict[str, Certificate] = {}
         for serial in vault.names(f"{mount}/certs"):
@@ -674,5 +714,12 @@ def _pki(vault: VaultLook) -> Iterator[Problem]:
                     f"{mount}: {subject}",
                     vault.now,
                     CERTIFICATE_SOON_SECONDS,
-                    "tapeseal vault pki renew",
+                    "Renew it where its directory is (tapeseal vault pki renew) or, if nobody uses it, revoke it.",
+                    f"tapeseal vault pki revoke --mount {shlex.quote(mount)} {_serial(certificate)}",
                 )
+
+
+def _serial(certificate: "Certificate") -> str:
+    """Return a serial number as Vault writes it: 1f:09:…"""
+    number = certificate.serial_number
+    return number.to_bytes((number.bit_length() + 7) // 8, "big").hex(":")
