@@ -383,7 +383,9 @@ def test_failover_in_each_step(
     servers = {}
     if name.startswith("database"):
         servers["postgres"] = request.getfixturevalue("postgres")
-    with make(name, tmp_path, ClusterAsServer(bao_cluster), **servers) as scenario:
+    server = ClusterAsServer(bao_cluster)
+    mount_kv(server)
+    with make(name, tmp_path, server, **servers) as scenario:
         scenario.write_plan(consumers=None)
         for step in STEPS:
             old = scenario.current()
@@ -401,6 +403,7 @@ def test_failover_in_each_step(
 @pytest.mark.parametrize("name", ["api-key-http", "service-account"])
 def test_sealed_in_each_step(name: str, bao_tls: SingleServer, tmp_path: Path) -> None:
     """Whenever the server is sealed, the rotation goes on when it is unsealed, in the same run or the next."""
+    mount_kv(bao_tls)
     with make(name, tmp_path, bao_tls) as scenario:
         scenario.write_plan(consumers=None, deadline="3s")
         for step in STEPS:
@@ -418,6 +421,12 @@ def test_sealed_in_each_step(name: str, bao_tls: SingleServer, tmp_path: Path) -
             assert [1] == reached, step
             assert "finished" == scenario.finish()
             scenario.check(old=old)
+
+
+def mount_kv(server: Any) -> None:
+    """Mount a KV store, where there is none yet; in dev mode there is."""
+    if "secret/" not in server.admin.sys.list_mounted_secrets_engines()["data"]:
+        server.admin.sys.enable_secrets_engine("kv", path="secret", options={"version": "2"})
 
 
 class ClusterAsServer:
