@@ -33,6 +33,7 @@ from tapeseal.errors import (
     ReserveExhaustedError,
     ServiceUnavailableError,
 )
+from tapeseal.keyrings.local import LocalKeyring
 from tapeseal.layout import Recipient
 from tapeseal.reserve import DataKeyReserve, OutageBudget
 
@@ -1351,3 +1352,20 @@ def test_the_active_node_dies(tmp_path: Path, bao_cluster: Any) -> None:
                 time.sleep(0.001)
         assert list(range(done)) == recorded(tmp_path, ring)
     assert 2 <= len(list(tmp_path.iterdir()))
+
+
+def test_metrics_for_prometheus(key_file: str) -> None:
+    """A reserve registers as a collector, and exports what stats() says."""
+    from prometheus_client import CollectorRegistry, generate_latest
+
+    registry = CollectorRegistry()
+    with DataKeyReserve(LocalKeyring(key_file), {"desk": "eq-us", "a": "b"}) as reserve:
+        registry.register(reserve)
+        reserve.generate({"desk": "eq-us", "a": "b"})[0].close()
+        text = generate_latest(registry).decode()
+    labels = '{encryption_context="a=b,desk=eq-us"}'
+    assert f"tapeseal_reserve_outage_budget_seconds{labels} " in text
+    assert f"tapeseal_reserve_generate_failures_total{labels} 0.0" in text
+    assert {f"tapeseal_reserve_{name}" for name in reserve.stats()} <= {
+        line.split("{")[0].removesuffix("_total") for line in text.splitlines()
+    }
