@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from kind_scenarios import SCENARIOS, NthFault, Scenario, make
-from servers.bao import SingleServer
+from servers.bao import SingleServer, wait_for
 from servers.fault_proxy import FaultProxy
 from support import TESTS
 from tapeseal.rotation import journal
@@ -388,6 +388,10 @@ def test_failover_in_each_step(
     with make(name, tmp_path, server, **servers) as scenario:
         scenario.write_plan(consumers=None)
         for step in STEPS:
+            # A standby may lag, and one that comes back serves for a moment what was there when it went.
+            wait_for(
+                "all nodes to agree", lambda: scenario.is_the_same_everywhere(bao_cluster.nodes)
+            )
             old = scenario.current()
             with at_point(f"after {step} begin", lambda: bao_cluster.active().kill()) as reached:
                 outcome = scenario.rotate()
