@@ -280,7 +280,7 @@ def test_interrupted_signing(bao: Server) -> None:
     post(f"/v1/{mount}/roles/desk", json={"allow_any_name": True, "key_type": "any"})
     theirs = post(
         f"/v1/{mount}/issue/desk",
-        json={"common_name": "feed.test", "key_type": "ec", "key_bits": 256},
+        json={"common_name": "feed.test", "key_type": "ec", "key_bits": 256, "ttl": "1h"},
     )["data"]
     secret = planned(
         "tls-certificate",
