@@ -15,10 +15,9 @@ from pathlib import Path
 import pytest
 
 import tapeseal
-import tapeseal.kms as kms_module
 from servers.answers import Answers
 from servers.certs import Authority
-from servers.kms import ACCOUNT, REGION, kms_server
+from servers.kms import ACCOUNT, REGION, kms_server, make_clients_once
 from support import TICK, child, leaks, ticks
 from tapeseal._core import SecretBuffer
 from tapeseal.datakey import DataKey
@@ -71,22 +70,10 @@ def become(monkeypatch):
     return become
 
 
-CLIENTS = {}
-
-
 @pytest.fixture(autouse=True)
 def _clients(monkeypatch):
-    """Make each boto3 client once, for that takes longer than most tests; the keyrings are new ones."""
-    make = kms_module._make_client
-
-    def make_once(*settings):
-        user = [value for name, value in os.environ.items() if name.startswith("AWS_")]
-        settings_key = repr((settings, user))
-        if settings_key not in CLIENTS:
-            CLIENTS[settings_key] = make(*settings)
-        return CLIENTS[settings_key]
-
-    monkeypatch.setattr(kms_module, "_make_client", make_once)
+    """Make each boto3 client once; the keyrings are new ones."""
+    make_clients_once(monkeypatch)
 
 
 @pytest.fixture

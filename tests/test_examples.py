@@ -4,11 +4,16 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 import tapeseal
 from tapeseal.keyrings.local import create_key_file
+
+if TYPE_CHECKING:
+    from servers.bao import Server
+    from servers.postgres import Postgres
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -57,3 +62,19 @@ def test_packets_are_read_from_an_encrypted_capture(key_file: str, tmp_path: Pat
     capture = tmp_path / "capture.pcap"
     capture.write_bytes(struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1) + packets)
     assert str(sizes[:10]) in run("encrypt_pcap.py", key_file, capture)
+
+
+@pytest.mark.slow
+@pytest.mark.server
+def test_a_pool_under_changing_credentials(
+    bao: "Server", postgres: "Postgres", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Credentials of a few seconds follow each other under the pool, and none is left in the end."""
+    mount = postgres.mount(bao)
+    path = mount.make_role("pool", default_ttl="2s", max_ttl="4s")
+    monkeypatch.setenv("VAULT_ADDR", bao.address)
+    monkeypatch.setenv("VAULT_TOKEN", bao.token)
+    conninfo = f"host={postgres.host} port={postgres.port} dbname=postgres"
+    users = run("database_pool.py", path, conninfo, 8).split()
+    assert 3 <= len(users) <= 6
+    assert set() == postgres.roles() & set(users)

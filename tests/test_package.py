@@ -29,7 +29,8 @@ LAYERS = [
     {"fleet", "kms", "recorder", "vault"},
     {"keyrings"},
     {"break_glass", "signing"},
-    {"rotation"},
+    {"custody", "rotation"},
+    {"audit_log"},
     {"doctor", "templates"},
     {"cli"},
     {"__init__", "__main__"},
@@ -38,7 +39,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 EXTRAS = {
     *("boto3", "botocore"),
     *("hvac", "requests", "urllib3"),
-    *("click", "rich"),
+    *("click", "detect_secrets", "rich"),
     *("exchange_calendars", "kubernetes", "prometheus_client", "psycopg"),
     *("opentelemetry",),
 }

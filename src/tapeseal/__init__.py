@@ -6,6 +6,7 @@ in slices. A keyring wraps the key of each tape. Start with `keyring`, `open`, `
 What one release wrote, every later one reads.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,11 @@ from tapeseal.body import Anchor
 from tapeseal.datakey import DataKey, Keyring
 from tapeseal.errors import (
     AccessDeniedError,
+    AuditError,
+    CertificateError,
     CiphertextError,
     ContextMismatchError,
+    CredentialError,
     DamagedError,
     ForkError,
     InvalidTag,
@@ -25,7 +29,9 @@ from tapeseal.errors import (
     KeyUnavailableError,
     LimitError,
     NotATapeError,
+    OutcomeUnknownError,
     PassphraseError,
+    PlanError,
     ReserveExhaustedError,
     RotationError,
     ServiceUnavailableError,
@@ -55,42 +61,70 @@ from tapeseal.verification import Inspection, Verification, inspect, verify
 from tapeseal.writer import ByteWriter, TapeWriter
 
 if TYPE_CHECKING:
+    from tapeseal.audit_log.log import AuditLog
     from tapeseal.keyrings.aws_kms import AwsKmsKeyring
     from tapeseal.keyrings.public_key import PublicKeyKeyring
     from tapeseal.keyrings.vault_transit import VaultTransitKeyring
+    from tapeseal.kms import Kms
+    from tapeseal.signing import sign_statement, signer, verify_statement
+    from tapeseal.vault.certificate_directory import CertificateDirectory
+    from tapeseal.vault.lease import DatabaseCredentials
+    from tapeseal.vault.pki import Pki
     from tapeseal.vault.session import VaultSession
+    from tapeseal.vault.ssh import Ssh
+    from tapeseal.vault.transit import Transit
 
 # Loaded on first use, for what they need is an extra or takes long to load; the same names stand
 # above for type checkers.
 _LAZY = {
+    "AuditLog": "tapeseal.audit_log.log",
     "AwsKmsKeyring": "tapeseal.keyrings.aws_kms",
+    "CertificateDirectory": "tapeseal.vault.certificate_directory",
+    "DatabaseCredentials": "tapeseal.vault.lease",
+    "Pki": "tapeseal.vault.pki",
     "PublicKeyKeyring": "tapeseal.keyrings.public_key",
+    "Ssh": "tapeseal.vault.ssh",
+    "Kms": "tapeseal.kms",
+    "Transit": "tapeseal.vault.transit",
     "VaultSession": "tapeseal.vault.session",
     "VaultTransitKeyring": "tapeseal.keyrings.vault_transit",
+    "sign_statement": "tapeseal.signing",
+    "signer": "tapeseal.signing",
+    "verify_statement": "tapeseal.signing",
 }
 
 __all__ = [
     "AccessDeniedError",
     "Anchor",
     "AnyOf",
+    "AuditError",
+    "AuditLog",
     "AwsKmsKeyring",
     "ByteReader",
     "ByteWriter",
+    "CertificateDirectory",
+    "CertificateError",
     "CiphertextError",
     "ContextMismatchError",
+    "CredentialError",
     "DamagedError",
     "DataKey",
     "DataKeyReserve",
+    "DatabaseCredentials",
     "ForkError",
     "Inspection",
     "InvalidTag",
     "IrreversibleError",
     "KeyUnavailableError",
     "Keyring",
+    "Kms",
     "LimitError",
     "LocalKeyring",
     "NotATapeError",
+    "OutcomeUnknownError",
     "PassphraseError",
+    "Pki",
+    "PlanError",
     "Problem",
     "PublicKeyKeyring",
     "Quorum",
@@ -103,11 +137,13 @@ __all__ = [
     "Secret",
     "ServiceUnavailableError",
     "SignatureError",
+    "Ssh",
     "TapeChangedError",
     "TapeLockedError",
     "TapeReader",
     "TapeWriter",
     "TapesealError",
+    "Transit",
     "UnlockedMemoryWarning",
     "UnsealedError",
     "VaultSession",
@@ -125,8 +161,16 @@ __all__ = [
     "open",
     "openssl_version",
     "rewrap",
+    "sign_statement",
+    "signer",
     "verify",
+    "verify_statement",
 ]
+
+
+if os.environ.get("TAPESEAL_AUDIT"):
+    # Here and not in `audit`, which stands below the keyrings that open the log.
+    import_module("tapeseal.audit_log.environment").start()
 
 
 def __getattr__(name: str) -> Any:

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from tapeseal import blob, files, header, layout
+from tapeseal import audit, blob, files, header, layout
 from tapeseal.body import Anchor, Body, Scratch, in_parallel
 from tapeseal.datakey import Keyring
 from tapeseal.errors import UnsealedError
@@ -59,7 +59,10 @@ def encrypt_file(
         OSError: reading or writing failed; nothing stands under target.
     """
     threads = default_threads() if threads is None else max(1, threads)
-    with contextlib.ExitStack() as stack:
+    with (
+        audit.operation("tape.encrypt", _name(target), source=_name(source)) as entry,
+        contextlib.ExitStack() as stack,
+    ):
         stream: Any = source
         if isinstance(source, str | os.PathLike):
             stream = stack.enter_context(io.FileIO(source))
@@ -77,6 +80,7 @@ def encrypt_file(
             copies=layout.FILE_COPIES,
         )
         stack.callback(data_key.close)
+        entry.details["tape_id"] = made.tape_id.hex()
         if isinstance(target, str | os.PathLike):
             fd = stack.enter_context(files.new_file(target, 0o666, replace=False))
             output = Output(os.dup(fd), os.fspath(target))
@@ -94,6 +98,13 @@ def encrypt_file(
     if isinstance(target, str | os.PathLike):
         files.sync_directory(target)
     return anchor
+
+
+def _name(file: StrPath | IO[bytes]) -> str:
+    """Return what the audit log calls a file."""
+    if isinstance(file, str | os.PathLike):
+        return os.path.abspath(file)
+    return str(getattr(file, "name", "a stream"))
 
 
 def _seal_file(stream: Any, size: int, writer: FrameWriter, progress: Progress | None) -> None:
@@ -201,9 +212,13 @@ def decrypt_file(
         OSError: reading or writing failed; nothing stands under target.
     """
     threads = default_threads() if threads is None else max(1, threads)
-    with contextlib.ExitStack() as stack:
+    with (
+        audit.operation("tape.decrypt", _name(source), target=_name(target)) as entry,
+        contextlib.ExitStack() as stack,
+    ):
         fd = _open_source(source, stack)
         found = header.read_file(fd)
+        entry.details["tape_id"] = found.tape_id.hex()
         if found.copy.copies == layout.BLOB_COPIES:
             whole = files.pread_exact(fd, os.fstat(fd).st_size, 0)
             plain = blob.decrypt(whole, keyring=keyring, expect=expect)

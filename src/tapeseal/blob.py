@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from tapeseal import header, layout
+from tapeseal import audit, header, layout
 from tapeseal._core import SecretBuffer
 from tapeseal.datakey import DataKey, Keyring
 from tapeseal.errors import DamagedError, InvalidTag, LimitError
@@ -37,14 +37,20 @@ def encrypt(
         ValueError: an encryption context that the format does not allow.
         KeyUnavailableError: the keyring could not make a data key.
     """
-    try:
-        return _encrypt(data, keyring, encryption_context or {})
-    except LimitError:
-        # The key that a reserve gave was nearly used up; after this it gives the next.
-        return _encrypt(data, keyring, encryption_context or {})
+    with audit.operation("blob.encrypt", "blob") as entry:
+        try:
+            sealed, tape_id = _encrypt(data, keyring, encryption_context or {})
+        except LimitError:
+            # The key that a reserve gave was nearly used up; after this it gives the next.
+            sealed, tape_id = _encrypt(data, keyring, encryption_context or {})
+        entry.subject = f"blob:{tape_id.hex()}"
+    return sealed
 
 
-def _encrypt(data: Buffer, keyring: Keyring, encryption_context: Mapping[str, str]) -> bytes:
+def _encrypt(
+    data: Buffer, keyring: Keyring, encryption_context: Mapping[str, str]
+) -> tuple[bytes, bytes]:
+    """Return the blob and its id."""
     frame_size = layout.DEFAULT_FRAME_SIZE
     with memoryview(data).cast("B") as plain:
         raw, data_key, made = header.create(
@@ -78,7 +84,7 @@ def _encrypt(data: Buffer, keyring: Keyring, encryption_context: Mapping[str, st
                 index=0,
                 final=True,
             )
-    return bytes(blob)
+    return bytes(blob), made.tape_id
 
 
 def decrypt(blob: Buffer, *, keyring: Keyring, expect: Mapping[str, str] | None = None) -> bytes:
@@ -97,7 +103,10 @@ def decrypt(blob: Buffer, *, keyring: Keyring, expect: Mapping[str, str] | None 
     """
     with memoryview(blob).cast("B") as view:
         found = read_header(view)
-        with header.unlock(found, keyring, expect) as data_key:
+        with (
+            audit.operation("blob.decrypt", f"blob:{found.tape_id.hex()}"),
+            header.unlock(found, keyring, expect) as data_key,
+        ):
             return open_body(view, found, data_key)
 
 
@@ -108,6 +117,7 @@ def decrypt_secret(
     with memoryview(blob).cast("B") as view:
         found = read_header(view)
         with (
+            audit.operation("blob.decrypt", f"blob:{found.tape_id.hex()}"),
             header.unlock(found, keyring, expect) as data_key,
             contextlib.closing(SecretBuffer(len(view), writable=True)) as room,
             room,

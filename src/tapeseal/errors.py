@@ -84,6 +84,10 @@ class ServiceUnavailableError(KeyUnavailableError):
     """A KMS or a Vault could not be reached, was sealed, throttled or gave no whole answer in time; try again later."""
 
 
+class OutcomeUnknownError(ServiceUnavailableError):
+    """Whether a service has done what it was asked to, and must not do twice, is unknown: its answer was lost."""
+
+
 class AccessDeniedError(KeyUnavailableError):
     """A KMS or a Vault refused: the credentials or the token are not valid, or a policy forbids it."""
 
@@ -92,12 +96,70 @@ class WrappingKeyError(KeyUnavailableError):
     """The wrapping key itself cannot be used: missing, disabled, pending deletion, or its version is retired."""
 
 
+class CredentialError(KeyUnavailableError):
+    """A Vault has no such credential to give, or what it gives cannot be used."""
+
+
+class VaultRefusedError(TapesealError):
+    """A Vault takes a request for wrong, and would again; the message has its own words, `status` that of HTTP."""
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
+    def __reduce__(self) -> tuple[type, tuple[str, int]]:
+        return type(self), (str(self), self.status)
+
+
+class SecretNotFoundError(TapesealError, KeyError):
+    """There is no such secret, version or member."""
+
+    __str__ = Exception.__str__  # That of KeyError shows the text in quotes.
+
+
+class SecretDeletedError(SecretNotFoundError):
+    """This version of a secret was deleted or destroyed; `version` is its number."""
+
+    def __init__(self, message: str, version: int) -> None:
+        super().__init__(message)
+        self.version = version
+
+    def __reduce__(self) -> tuple[type, tuple[str, int]]:
+        return type(self), (str(self), self.version)
+
+
+class VersionConflictError(TapesealError):
+    """Somebody else wrote a version of the secret in between; nothing was written."""
+
+
 class ReserveExhaustedError(KeyUnavailableError):
     """A reserve has no data key left, and its service has been away for longer than the outage budget."""
 
 
+class CertificateError(TapesealError):
+    """A Vault would not issue, sign or revoke a certificate, or one is not what was asked for or does not verify."""
+
+
 class RotationError(TapesealError):
     """A step of the rotation of a secret could not be done, for a reason that waiting does not mend."""
+
+
+class PlanError(TapesealError, ValueError):
+    """A plan of rotations cannot be used.
+
+    `problems` has all that is wrong with it, each with its place.
+    """
+
+    def __init__(self, path: str, problems: list[str]) -> None:
+        shown = problems[:20]
+        if len(problems) > len(shown):
+            shown.append(f"and {len(problems) - len(shown)} more")
+        super().__init__("\n  ".join([f"{path} is no plan:", *shown]))
+        self.path = path
+        self.problems = problems
+
+    def __reduce__(self) -> tuple[type, tuple[str, list[str]]]:
+        return type(self), (self.path, self.problems)
 
 
 class CommandError(RotationError):
@@ -123,10 +185,6 @@ class VerificationError(RotationError):
     """A target does not take the new secret; the message says what the target said."""
 
 
-class CertificateError(TapesealError):
-    """A Vault would not issue, sign or revoke a certificate, or one is not what was asked for or does not verify."""
-
-
 class TapeLockedError(TapesealError, BlockingIOError):
     """Another writer, or a rewrap, holds the tape."""
 
@@ -137,6 +195,10 @@ class TapeChangedError(TapesealError):
 
 class LimitError(TapesealError, OverflowError):
     """A limit of the format is reached; the message names it."""
+
+
+class AuditError(TapesealError):
+    """The audit log could not take an entry, so the operation was not begun or, where the message says so, is done."""
 
 
 class UnlockedMemoryWarning(RuntimeWarning):

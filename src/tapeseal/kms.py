@@ -519,6 +519,7 @@ class Kms:
         """
         parameters = {"Plaintext": PLACEHOLDER, "EncryptionContext": _context(encryption_context)}
         with audit.operation("kms.encrypt", key), in_key_memory(plaintext) as secret:
+            del plaintext  # No traceback is to hold it.
             if not 1 <= len(secret) <= MAX_PLAINTEXT_SIZE:
                 raise ValueError(
                     f"KMS encrypts 1 to {MAX_PLAINTEXT_SIZE} bytes, not {len(secret)}: make a tape or a blob"
@@ -832,7 +833,7 @@ class Kms:
             problem=problem,
         )
 
-    def keys(self, *, threads: int = 8) -> Iterator[KeyInfo]:
+    def inventory(self, *, threads: int = 8) -> Iterator[KeyInfo]:
         """List all keys of the account in the region with their rotation dates, in the order of KMS.
 
         A key that a policy hides is listed with its `problem`.

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple, NoReturn, Self
 
+from tapeseal import audit
 from tapeseal._core import check_process, process_epoch
 from tapeseal.datakey import DataKey, Keyring
 from tapeseal.errors import (
@@ -233,6 +234,7 @@ class DataKeyReserve:
         self._retry_at = 0.0
         # The last budget in the log; infinite: the service is not away.
         self._logged_seconds = math.inf
+        self._is_exhausted = False
         self._counts = {"generated": 0, "generate_failures": 0, "unwrapped": 0, "unwrap_hits": 0}
 
         self._closed = False
@@ -262,10 +264,20 @@ class DataKeyReserve:
             self._retire(now)
             if self._keys:
                 first = self._keys[0]
+                self._is_exhausted = False
                 return first.data_key.share(), list(first.recipients)
-            if self._error is None or self._started:
-                raise self._exhausted(now)
-            raise _again(self._error)
+            error = _again(self._error) if self._error is not None else None
+            if error is None or self._started:
+                error = self._exhausted(now)
+            is_news, self._is_exhausted = not self._is_exhausted, True
+        try:
+            if is_news:
+                # Once, for whoever records asks again with every record.
+                with audit.operation("reserve.exhausted", repr(self.keyring)):
+                    raise error
+            raise error
+        finally:
+            del error  # Whose traceback holds this frame.
 
     def wrap(self, data_key: DataKey, encryption_context: Mapping[str, str]) -> list[Recipient]:
         """Wrap an existing data key as the keyring does, which is asked at once; errors as there and in generate()."""
@@ -439,7 +451,8 @@ class DataKeyReserve:
                     self._failing_since = asked_at
             data_key = None
             try:
-                data_key, recipients = self.keyring.generate(self.encryption_context)
+                with audit.operation("reserve.refill", repr(self.keyring)):
+                    data_key, recipients = self.keyring.generate(self.encryption_context)
                 name = _name(recipients)
             except Exception as error:
                 if data_key is not None:

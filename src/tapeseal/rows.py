@@ -24,7 +24,7 @@ import numpy as np
 from numpy import empty, ndarray
 from numpy.typing import DTypeLike, NDArray
 
-from tapeseal import header, layout
+from tapeseal import audit, header, layout
 from tapeseal._core import (
     ROW_OVERHEAD,
     Counter,
@@ -237,15 +237,17 @@ class RowEncryptor(_RowsBase):
     ) -> None:
         kind = None if dtype is None else np.dtype(dtype)
         frame_size = max(layout.DEFAULT_FRAME_SIZE, 0 if kind is None else kind.itemsize)
-        raw, data_key, made = header.create(
-            keyring,
-            kind="rows",
-            dtype=kind,
-            frame_size=frame_size,
-            index_by=None,
-            encryption_context=encryption_context or {},
-            copies=layout.BLOB_COPIES,
-        )
+        with audit.operation("rows.create", "rows") as entry:
+            raw, data_key, made = header.create(
+                keyring,
+                kind="rows",
+                dtype=kind,
+                frame_size=frame_size,
+                index_by=None,
+                encryption_context=encryption_context or {},
+                copies=layout.BLOB_COPIES,
+            )
+            entry.subject = f"rows:{made.tape_id.hex()}"
         with data_key:
             cipher = data_key.row_cipher(made.tape_id)
         super().__init__(made, raw, cipher, max(1, threads))
@@ -419,7 +421,10 @@ class RowDecryptor(_RowsBase):
     ) -> None:
         raw = bytes(header)
         found = _read_header(raw)
-        with _unlock(found, keyring, expect) as data_key:
+        with (
+            audit.operation("rows.read", f"rows:{found.tape_id.hex()}"),
+            _unlock(found, keyring, expect) as data_key,
+        ):
             cipher = data_key.row_cipher(found.tape_id)
         super().__init__(found, raw, cipher, max(1, threads))
 

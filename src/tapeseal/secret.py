@@ -2,12 +2,14 @@
 
 import contextlib
 import hmac
+import string
 from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from tapeseal import _core
 
+_ALPHABET = (string.ascii_letters + string.digits).encode()
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
@@ -32,6 +34,31 @@ class Secret:
         """Move a secret out of a writable buffer, which is wiped."""
         return cls(_core.SecretBuffer.take(source))
 
+    @classmethod
+    def generate(cls, length: int = 40) -> Self:
+        """Make a random text of ASCII letters and digits; each is worth 5.95 bits, 40 of them 238.
+
+        Args:
+            length: characters, at least 16.
+        """
+        if length < 16:
+            raise ValueError(f"a generated secret has 16 characters and more, not {length}")
+        text = _core.SecretBuffer(length, writable=True)
+        done = 0
+        with text, memoryview(text) as target:
+            while done < length:
+                with (
+                    contextlib.closing(_core.SecretBuffer.random(length)) as random,
+                    random,
+                    memoryview(random) as view,
+                ):
+                    for byte in view:
+                        # 248 is the largest multiple of 62 that a byte has: every character is as likely.
+                        if byte < 248 and done < length:
+                            target[done] = _ALPHABET[byte % 62]
+                            done += 1
+        return cls(text)
+
     @property
     def buffer(self) -> _core.SecretBuffer:
         """The text in UTF-8; `with secret.buffer, memoryview(secret.buffer) as view:` reads it without a copy."""
@@ -51,6 +78,14 @@ class Secret:
             except UnicodeDecodeError:
                 pass
         raise ValueError("the secret is no text in UTF-8")
+
+    def copy(self) -> Self:
+        """Return another Secret of the same text, in memory of its own."""
+        with self._buffer, memoryview(self._buffer) as view:
+            copy = _core.SecretBuffer(len(view), writable=True)
+            with copy:
+                _core.copy_into(copy, 0, view)
+        return type(self)(copy)
 
     @property
     def closed(self) -> bool:
@@ -92,8 +127,14 @@ class Secret:
     def __format__(self, specification: str) -> str:
         return "<Secret>"
 
+    def __copy__(self) -> Self:
+        raise TypeError("a Secret is copied by copy() alone, which gives another one to close")
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self.__copy__()
+
     def __reduce__(self) -> str:
-        raise TypeError("a Secret is neither pickled nor copied")
+        raise TypeError("a Secret is not pickled")
 
 
 @contextlib.contextmanager
@@ -105,6 +146,7 @@ def in_key_memory(data: "Buffer | Secret | _core.SecretBuffer") -> Iterator[_cor
         yield data
     else:
         copy = _core.SecretBuffer.take(bytearray(data))
+        del data  # No traceback is to hold it.
         try:
             yield copy
         finally:

@@ -13,7 +13,7 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import DTypeLike
 
-from tapeseal import files, header, layout
+from tapeseal import audit, files, header, layout
 from tapeseal.body import Body
 from tapeseal.datakey import Keyring
 from tapeseal.errors import DamagedError
@@ -138,7 +138,9 @@ def open(
         def check(content: Content) -> None:
             _check_same(content, kind, record_type, encryption_context, index_by)
 
-        return _open_to_append(name, keyring, expect, recover, check)
+        return _audited(
+            "tape.append", name, lambda: _open_to_append(name, keyring, expect, recover, check)
+        )
 
     def start() -> tuple[Output, Body, Path | None]:
         if (record_type is None) != (kind == "bytes"):
@@ -147,15 +149,19 @@ def open(
                 if kind == "records"
                 else "bytes have no dtype"
             )
-        return create(
+        return _audited(
+            "tape.create",
             name,
-            keyring,
-            kind,
-            record_type,
-            frame_size,
-            index_by,
-            encryption_context or {},
-            replace=mode[0] == "w",
+            lambda: create(
+                name,
+                keyring,
+                kind,
+                record_type,
+                frame_size,
+                index_by,
+                encryption_context or {},
+                replace=mode[0] == "w",
+            ),
         )
 
     if mode[0] != "a":
@@ -174,6 +180,20 @@ def open(
         body.close()
         output.close()
         raise
+
+
+def _audited(
+    action: str, path: str, opening: Callable[[], tuple[Output, Body, Path | None]]
+) -> tuple[Output, Body, Path | None]:
+    """Open a tape for its writer and record that; what cannot be recorded is given up again."""
+    with contextlib.ExitStack() as stack:
+        with audit.operation(action, os.path.abspath(path)) as entry:
+            output, body, cut = opening()
+            stack.callback(output.close)
+            stack.callback(body.close)
+            entry.details["tape_id"] = body.header.tape_id.hex()
+        stack.pop_all()
+    return output, body, cut
 
 
 def default_threads() -> int:
@@ -204,7 +224,10 @@ def open_reader(
     """Open a tape of any kind for reading; arguments and errors as open()."""
     fd = open_file(path, os.O_RDONLY)
     try:
-        return TapeReader(path, load(fd, keyring, expect, recover)[0], threads)
+        with audit.operation("tape.read", os.path.abspath(path)) as entry:
+            body = load(fd, keyring, expect, recover)[0]
+            entry.details["tape_id"] = body.header.tape_id.hex()
+        return TapeReader(path, body, threads)
     except BaseException:
         os.close(fd)
         raise
@@ -449,10 +472,15 @@ def rewrap(
     if (to is None) != complete:
         raise ValueError("a rewrap takes either `to` or complete=True")
     name = os.fspath(path)
-    with _locked(name, _whole if copy else _header_part) as fd:
+    with (
+        audit.operation("tape.rewrap", os.path.abspath(name)) as entry,
+        _locked(name, _whole if copy else _header_part) as fd,
+    ):
         if copy:
-            return _rewrap_copy(name, fd, keyring, to)
-        return header.replace_recipients(fd, keyring, to)
+            entry.version = generation = _rewrap_copy(name, fd, keyring, to)
+        else:
+            entry.version = generation = header.replace_recipients(fd, keyring, to)
+        return generation
 
 
 def _rewrap_copy(path: str, fd: int, keyring: Keyring, to: Keyring | None) -> int:
@@ -469,12 +497,10 @@ def _rewrap_copy(path: str, fd: int, keyring: Keyring, to: Keyring | None) -> in
         with files.new_file(path, 0o600, replace=True) as copy:
             files.pwrite_all(copy, raw + raw, 0)
             shift = 2 * size - old.body
-            # A copy of the same layout has the same index, so that a signature over it holds on.
-            end = os.fstat(fd).st_size if body.sealed and not shift else body.end
-            for offset in range(old.body, end, 1 << 20):
-                piece = files.pread_exact(fd, min(1 << 20, end - offset), offset)
+            for offset in range(old.body, body.end, 1 << 20):
+                piece = files.pread_exact(fd, min(1 << 20, body.end - offset), offset)
                 files.pwrite_all(copy, piece, offset + shift)
-            if body.sealed and shift:
+            if body.sealed:
                 # The index holds offsets, so it is made anew; writing it also proves the copy.
                 # Under the key that is at hand: not everyone who wraps can unwrap.
                 duplicate = os.dup(copy)
@@ -486,6 +512,11 @@ def _rewrap_copy(path: str, fd: int, keyring: Keyring, to: Keyring | None) -> in
                     os.close(duplicate)
                     raise
                 writer.close()
+                if not shift:
+                    # Nothing has moved, so the old index holds too, and a signature over it with it.
+                    index = files.pread_exact(fd, os.fstat(fd).st_size - body.end, body.end)
+                    files.pwrite_all(copy, index, body.end)
+                    os.ftruncate(copy, body.end + len(index))
             os.fsync(copy)
         files.sync_directory(path)
     return generation

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tapeseal import blob, files, header, layout
+from tapeseal import audit, blob, files, header, layout
 from tapeseal.body import Anchor, Body, frame_bounds, in_parallel
 from tapeseal.datakey import DataKey, Keyring
 from tapeseal.errors import DamagedError
@@ -164,15 +164,23 @@ def verify(
     threads = default_threads() if threads is None else max(1, threads)
     fd = open_file(os.fspath(path), os.O_RDONLY)
     try:
-        try:
-            found = header.read_file(fd)
-            data_key = header.unlock(found, keyring, expect)
-        except DamagedError as error:
-            return Verification("damaged", [Problem(error.offset, error.problem)], 0, 0, 0, 0, None)
-        with data_key:
-            if found.copy.copies == layout.BLOB_COPIES:
-                return _verify_blob(fd, found, data_key, anchor)
-            return _verify_tape(fd, found, data_key, anchor, progress, threads)
+        with audit.operation("tape.verify", os.path.abspath(path)) as entry:
+            try:
+                found = header.read_file(fd)
+                data_key = header.unlock(found, keyring, expect)
+            except DamagedError as error:
+                entry.result = "damaged"
+                problem = Problem(error.offset, error.problem)
+                return Verification("damaged", [problem], 0, 0, 0, 0, None)
+            entry.details["tape_id"] = found.tape_id.hex()
+            with data_key:
+                if found.copy.copies == layout.BLOB_COPIES:
+                    verification = _verify_blob(fd, found, data_key, anchor)
+                else:
+                    verification = _verify_tape(fd, found, data_key, anchor, progress, threads)
+            if not verification.ok:
+                entry.result = "damaged"
+            return verification
     finally:
         os.close(fd)
 

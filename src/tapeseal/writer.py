@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from tapeseal import files, layout
+from tapeseal import audit, files, layout
 from tapeseal._core import AESGCM, check_process, copy_into, process_epoch
 from tapeseal.body import Anchor, Body, Mark, Scratch, frame_bounds, in_parallel
 from tapeseal.errors import LimitError, TapeChangedError, TapesealError
@@ -467,9 +467,11 @@ class FrameWriter:
             OSError: the disk is full or failed. The tape is still open then: close it again, or close(seal=False).
             TapeChangedError: somebody else changed the file, or an earlier fsync failed; close(seal=False) gives
                 it up as it is.
+            AuditError: the tape is closed and safe, and the audit log could not take its anchor.
         """
         check_process(self._epoch)
         with self._lock:
+            was_closed = self._closed
             if not self._closed:
                 if seal:
                     self._check_failed()
@@ -481,7 +483,15 @@ class FrameWriter:
                         self._write_index()
                     self._sync()
             self._release()
-            return self.anchor
+            anchor = self.anchor
+        if not was_closed:
+            # Last, so that a log that fails costs no record.
+            action = "tape.close" if anchor.index is None else "tape.seal"
+            with audit.operation(
+                action, os.path.abspath(self.path), tape_id=self.tape_id.hex(), anchor=str(anchor)
+            ):
+                pass
+        return anchor
 
     def _release(self) -> None:
         """Give up keys, lock and file; done again, it ends what an interrupt left half done."""

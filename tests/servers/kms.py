@@ -26,6 +26,25 @@ ACCOUNT = "123456789012"
 ALL = {"Statement": {"Effect": "Allow", "Action": "kms:*", "Resource": "*"}}
 
 
+_CLIENTS: dict[str, Any] = {}
+
+
+def make_clients_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have each boto3 client of the package made once, for that takes longer than most tests."""
+    from tapeseal import kms
+
+    make = kms._make_client
+
+    def make_once(*settings: Any) -> Any:
+        user = [value for name, value in os.environ.items() if name.startswith("AWS_")]
+        key = repr((settings, user))
+        if key not in _CLIENTS:
+            _CLIENTS[key] = make(*settings)
+        return _CLIENTS[key]
+
+    monkeypatch.setattr(kms, "_make_client", make_once)
+
+
 class KmsServer:
     """One server process; what it holds is gone when it ends.
 
@@ -62,9 +81,8 @@ class KmsServer:
             service,
             aws_access_key_id=user["AWS_ACCESS_KEY_ID"],
             aws_secret_access_key=user["AWS_SECRET_ACCESS_KEY"],
-            endpoint_url=self.address,
             verify=self.ca_file,
-            **{"region_name": REGION, **options},
+            **{"region_name": REGION, "endpoint_url": self.address, **options},
         )
 
     def environment(self, *policies: dict[str, Any]) -> dict[str, str]:

@@ -13,6 +13,7 @@ util-linux; the server refuses to run as root, so there it runs as their user `p
 
 import os
 import pwd
+import re
 import shutil
 import signal
 import subprocess
@@ -41,6 +42,11 @@ SETTINGS = {
     "max_wal_size": "64MB",
     "autovacuum": "off",
 }
+
+# The second kind is a user that was dropped while he logged in.
+_REFUSED = re.compile(
+    'password authentication failed|role ".*" (does not exist|is not permitted to log in)'
+)
 
 CREATION = """CREATE ROLE "{{name}}" LOGIN PASSWORD '{{password}}' VALID UNTIL '{{expiration}}'"""
 
@@ -173,7 +179,7 @@ class Postgres:
         try:
             self.connect(user, password, database).close()
         except psycopg.OperationalError as error:
-            if "password authentication failed" not in str(error):
+            if not _REFUSED.search(str(error)):
                 raise
             return False
         return True

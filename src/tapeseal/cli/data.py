@@ -1,10 +1,9 @@
 """Small data that commands read and write whole: plaintexts, ciphertexts, signatures, keys."""
 
-import contextlib
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -42,19 +41,15 @@ def read(path: str, limit: int) -> bytes:
     Raises:
         ValueError: it has more bytes than the limit; no more than that were read.
     """
-    with _whole(path, limit) as view:
-        return bytes(view)
+    with open(0 if path == "-" else path, "rb", closefd=path != "-") as opened:
+        content = opened.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"{path}: it has more than {limit:,} bytes")
+    return content
 
 
 def read_secret(path: str, limit: int) -> SecretBuffer:
     """Read all of a file, as read() does, into key memory; no Python object keeps a copy."""
-    with _whole(path, limit) as view:
-        return SecretBuffer.take(view)
-
-
-@contextlib.contextmanager
-def _whole(path: str, limit: int) -> Iterator[memoryview]:
-    """Give what a file holds, and wipe it at the end."""
     buffer = bytearray(limit + 1)
     fd = 0 if path == "-" else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -64,8 +59,7 @@ def _whole(path: str, limit: int) -> Iterator[memoryview]:
                 size += got
             if size > limit:
                 raise ValueError(f"{path}: it has more than {limit:,} bytes")
-            with view[:size] as whole:
-                yield whole
+            return SecretBuffer.take(view[:size])
     finally:
         wipe(buffer)
         if path != "-":

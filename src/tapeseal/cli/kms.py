@@ -66,8 +66,8 @@ def encrypt(
     """Encrypt up to 4096 bytes under a symmetric KEY.
 
     \b
-      tapeseal kms encrypt alias/config --region us-east-1 -c app=recorder password -o password.kms
-      tapeseal kms decrypt alias/config --region us-east-1 -c app=recorder password.kms
+      tapeseal kms encrypt alias/config password -c app=recorder -o password.kms
+      tapeseal kms decrypt alias/config password.kms -c app=recorder
     """
     from tapeseal.kms import MAX_PLAINTEXT_SIZE
 
@@ -270,7 +270,7 @@ def keys(region: str | None, endpoint_url: str | None, jobs: int, as_json: bool)
     Exit code 3 where policies hide something about some of them.
     """
     hidden = count = 0
-    for each in _open("", region, endpoint_url).keys(threads=jobs):
+    for each in _open("", region, endpoint_url).inventory(threads=jobs):
         count += 1
         hidden += each.problem is not None
         if as_json:

@@ -41,11 +41,11 @@ def sign(files: tuple[str, ...], key: str, out: str, unsealed: bool, as_json: bo
     quoted pattern. A rewrap leaves the statement valid.
 
     \b
-      tapeseal sign /archive/2026-11-27 -k vault-transit:transit/day -o 2026-11-27.statement
-      tapeseal vault transit public-key transit/day > day.pem
-      tapeseal verify-signature 2026-11-27.statement /archive/2026-11-27 --public-key day.pem
+      tapeseal sign 2026-11-27/ -k vault-transit:transit/day -o 27.statement
+      tapeseal vault transit public-key transit/day -o day.pem
+      tapeseal verify-signature 27.statement 2026-11-27/ --public-key day.pem
 
-    docs/signing.md has the format, and how to check it with openssl and sha256sum alone.
+    docs/signing.md has the format, and how to check it without this program.
     """
     data.check_new(out)
     signer = signing.signer(key)

@@ -13,6 +13,7 @@ _COMMANDS = {
     "ssh": ("ssh", "Sign SSH keys of users and hosts."),
     "transit": ("transit", "Encrypt, sign and compute HMACs with keys of Transit."),
     "init": ("vault_init", "Initialise a Vault, each unseal share encrypted to its custodian."),
+    "unseal": ("vault_init", "Give a Vault a custodian's share."),
 }
 
 

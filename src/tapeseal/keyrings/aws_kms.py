@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from tapeseal import audit
 from tapeseal._core import SecretBuffer
 from tapeseal.datakey import DataKey, first_few, no_recipient
 from tapeseal.errors import (
@@ -134,15 +135,21 @@ class AwsKmsKeyring:
         check_context(encryption_context)
         self._check_has_keys()
         key, *others = self.keys
-        answer, secret = self._call(
-            "GenerateDataKey",
-            key,
-            {"KeySpec": "AES_256", "EncryptionContext": {**encryption_context, **_MARK}},
-            takes=True,
-        )
-        data_key = self._data_key(secret, key)
+        with audit.operation("key.generate", f"{PROVIDER}:{key}") as entry:
+            answer, secret = self._call(
+                "GenerateDataKey",
+                key,
+                {"KeySpec": "AES_256", "EncryptionContext": {**encryption_context, **_MARK}},
+                takes=True,
+            )
+            data_key = self._data_key(secret, key)
+            try:
+                first = self._recipient(key, answer)
+            except BaseException:
+                data_key.close()
+                raise
+            entry.subject = f"{PROVIDER}:{first.key}"
         try:
-            first = self._recipient(key, answer)
             more = [self._wrap(other, data_key, encryption_context) for other in others]
         except BaseException:
             data_key.close()
@@ -177,7 +184,8 @@ class AwsKmsKeyring:
                 continue
             for key in self._candidates(arn):
                 try:
-                    return self._unwrap(key, arn, recipient.wrapped, encryption_context)
+                    with audit.operation("key.unwrap", f"{PROVIDER}:{arn}"):
+                        return self._unwrap(key, arn, recipient.wrapped, encryption_context)
                 except ServiceUnavailableError:
                     raise
                 except (WrappedKeyError, KeyUnavailableError) as error:
@@ -251,8 +259,11 @@ class AwsKmsKeyring:
 
     def _wrap(self, key: str, data_key: DataKey, context: Mapping[str, str]) -> Recipient:
         parameters = {"Plaintext": PLACEHOLDER, "EncryptionContext": {**context, **_MARK}}
-        answer, _ = self._call("Encrypt", key, parameters, sends=data_key.secret)
-        return self._recipient(key, answer)
+        with audit.operation("key.wrap", f"{PROVIDER}:{key}") as entry:
+            answer, _ = self._call("Encrypt", key, parameters, sends=data_key.secret)
+            recipient = self._recipient(key, answer)
+            entry.subject = f"{PROVIDER}:{recipient.key}"
+        return recipient
 
     def _recipient(self, key: str, answer: Mapping[str, object]) -> Recipient:
         arn = self._answered(key, answer)

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from tapeseal import audit
 from tapeseal._core import AESGCM, KEY_SIZE, NONCE_SIZE, TAG_SIZE, SecretBuffer, hkdf_expand
 from tapeseal.datakey import DataKey, first_few, no_recipient
 from tapeseal.errors import (
@@ -110,15 +111,20 @@ class LocalKeyring:
             PassphraseError: the passphrase is missing, or does not open the current key.
             ForkError: this process is a fork of the one that made the keyring.
         """
-        data_key = DataKey.generate()
-        try:
-            return data_key, self.wrap(data_key, encryption_context)
-        except BaseException:
-            data_key.close()
-            raise
+        with audit.operation("key.generate", f"{PROVIDER}:{self.key_ids[-1]}", file=self.path):
+            data_key = DataKey.generate()
+            try:
+                return data_key, self._wrap(data_key, encryption_context)
+            except BaseException:
+                data_key.close()
+                raise
 
     def wrap(self, data_key: DataKey, encryption_context: Mapping[str, str]) -> list[Recipient]:
         """Wrap an existing data key under the current key; errors as generate()."""
+        with audit.operation("key.wrap", f"{PROVIDER}:{self.key_ids[-1]}", file=self.path):
+            return self._wrap(data_key, encryption_context)
+
+    def _wrap(self, data_key: DataKey, encryption_context: Mapping[str, str]) -> list[Recipient]:
         key_id = self.key_ids[-1]
         cipher = self._cipher(key_id)
         # SP 800-38D, 8.3: random nonces allow 2**32 wraps under one key.
@@ -145,8 +151,9 @@ class LocalKeyring:
             if recipient.wrapped is None or recipient.share is not None:
                 continue
             try:
-                cipher = self._cipher(recipient.key)
-                return _unwrap(cipher, recipient.wrapped, wrap_binding(encryption_context))
+                with audit.operation("key.unwrap", f"{PROVIDER}:{recipient.key}", file=self.path):
+                    cipher = self._cipher(recipient.key)
+                    return _unwrap(cipher, recipient.wrapped, wrap_binding(encryption_context))
             except (InvalidTag, PassphraseError) as error:
                 failure = failure or error
         try:
@@ -226,12 +233,14 @@ def create_key_file(
         holder = None if passphrase is None else PassphraseHolder(passphrase, path)
     finally:
         del passphrase
-    with new_file(path, 0o600, replace=False) as fd:
-        key_id, line = _new_key(None if holder is None else holder.get())
-        if holder is not None:
-            holder.close()
-        _write(fd, [_FIRST_LINE, _COMMENT, *line])
-    sync_directory(path)
+    with audit.operation("key_file.create", os.path.abspath(path)) as entry:
+        with new_file(path, 0o600, replace=False) as fd:
+            key_id, line = _new_key(None if holder is None else holder.get())
+            if holder is not None:
+                holder.close()
+            _write(fd, [_FIRST_LINE, _COMMENT, *line])
+        sync_directory(path)
+        entry.version = key_id
     return key_id
 
 
@@ -261,7 +270,11 @@ def add_key(
         del passphrase
     # Where the path is a symlink, what it points to is replaced, not the symlink.
     name = os.path.realpath(path)
-    with _lock_key_file(name) as fd, _read(fd, name) as text:
+    with (
+        audit.operation("key_file.add", name) as entry,
+        _lock_key_file(name) as fd,
+        _read(fd, name) as text,
+    ):
         keys = _parse(text, name)
         holder.check_fits(bool(keys.sealed), name)
         if len(keys.ids) == MAX_KEYS:
@@ -280,6 +293,7 @@ def add_key(
         with new_file(name, 0o600, replace=True, temporary=temporary) as new_fd:
             _write(new_fd, [text, *line])
         sync_directory(name)
+        entry.version = key_id
     return key_id
 
 

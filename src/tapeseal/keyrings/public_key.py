@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
+from tapeseal import audit
 from tapeseal._core import TAG_SIZE, SecretBuffer
 from tapeseal.datakey import DataKey, no_recipient
 from tapeseal.errors import (
@@ -132,15 +133,20 @@ class PublicKeyKeyring:
 
     def generate(self, encryption_context: Mapping[str, str]) -> tuple[DataKey, list[Recipient]]:
         """Make a data key and wrap it."""
-        data_key = DataKey.generate()
-        try:
-            return data_key, self.wrap(data_key, encryption_context)
-        except BaseException:
-            data_key.close()
-            raise
+        with audit.operation("key.generate", f"{PROVIDER}:{self.key_id}", file=self.path):
+            data_key = DataKey.generate()
+            try:
+                return data_key, self._wrap(data_key, encryption_context)
+            except BaseException:
+                data_key.close()
+                raise
 
     def wrap(self, data_key: DataKey, encryption_context: Mapping[str, str]) -> list[Recipient]:
         """Wrap an existing data key."""
+        with audit.operation("key.wrap", f"{PROVIDER}:{self.key_id}", file=self.path):
+            return self._wrap(data_key, encryption_context)
+
+    def _wrap(self, data_key: DataKey, encryption_context: Mapping[str, str]) -> list[Recipient]:
         wrapped = _wrap(self._public, data_key.secret, wrap_binding(encryption_context))
         return [Recipient(PROVIDER, self.key_id, base64.b64encode(wrapped).decode())]
 
@@ -171,7 +177,8 @@ class PublicKeyKeyring:
                     "encrypts; the file of its private half opens"
                 )
             try:
-                return _unwrap(self._private, recipient, wrap_binding(encryption_context))
+                with audit.operation("key.unwrap", f"{PROVIDER}:{self.key_id}", file=self.path):
+                    return _unwrap(self._private, recipient, wrap_binding(encryption_context))
             except InvalidTag as error:
                 failure = failure or error
         try:
@@ -384,6 +391,12 @@ def create_key_pair(
     public = f"{private}.pub"
     if os.path.lexists(public):
         raise FileExistsError(errno.EEXIST, "the file exists", public)
+    with audit.operation("key_file.create", os.path.abspath(private)) as entry:
+        entry.version = key_id = _create_key_pair(private, public, holder)
+    return key_id
+
+
+def _create_key_pair(private: str, public: str, holder: PassphraseHolder | None) -> str:
     keys = (MLKEM768PrivateKey.generate(), X25519PrivateKey.generate())
     with new_file(private, 0o600, replace=False) as fd:
         os.fchmod(fd, 0o600)  # Whatever the umask took away.

@@ -17,6 +17,7 @@ except ModuleNotFoundError as error:
         "VaultTransitKeyring needs hvac: pip install 'tapeseal[vault]'", name=error.name
     ) from None
 
+from tapeseal import audit
 from tapeseal._core import KEY_SIZE, SecretBuffer
 from tapeseal.datakey import DataKey, no_recipient
 from tapeseal.errors import (
@@ -117,17 +118,24 @@ class VaultTransitKeyring:
             WrappingKeyError: the Transit key is missing, deleted or of a type that cannot wrap, or
                 the server does not bind the encryption context.
         """
-        return self._generate(self._binding or self._read_binding() or CONTEXT, encryption_context)
+        with audit.operation("key.generate", self._label) as entry:
+            binding = self._binding or self._read_binding() or CONTEXT
+            data_key, recipients = self._generate(binding, encryption_context)
+            entry.version = version_of(recipients[0].wrapped or "")
+        return data_key, recipients
 
     def wrap(self, data_key: DataKey, encryption_context: Mapping[str, str]) -> list[Recipient]:
         """Wrap an existing data key by the latest version of the Transit key; errors as generate()."""
-        binding = self._binding or self._read_binding()
-        if binding is None:
-            # It may not be read, so it may be missing: encrypt would make it, datakey never does.
-            trial, _ = self._generate(CONTEXT, encryption_context)
-            trial.close()
-            binding = CONTEXT
-        return self._wrap(data_key, binding, encryption_context)
+        with audit.operation("key.wrap", self._label) as entry:
+            binding = self._binding or self._read_binding()
+            if binding is None:
+                # It may not be read, so it may be missing: encrypt would make it, datakey never does.
+                trial, _ = self._generate(CONTEXT, encryption_context)
+                trial.close()
+                binding = CONTEXT
+            recipients = self._wrap(data_key, binding, encryption_context)
+            entry.version = version_of(recipients[0].wrapped or "")
+        return recipients
 
     def unwrap(
         self, recipients: Sequence[Recipient], encryption_context: Mapping[str, str]
@@ -150,7 +158,11 @@ class VaultTransitKeyring:
             try:
                 # To wait once is enough: a forger may have written many recipients.
                 waits = BEHIND_SECONDS if failure is None else ()
-                return self._unwrap(recipient.wrapped, recipient.binding, encryption_context, waits)
+                with audit.operation("key.unwrap", self._label) as entry:
+                    entry.version = version_of(recipient.wrapped) or None  # None: it was changed.
+                    return self._unwrap(
+                        recipient.wrapped, recipient.binding, encryption_context, waits
+                    )
             except (WrappedKeyError, WrappingKeyError) as error:
                 failure = failure or error
         try:

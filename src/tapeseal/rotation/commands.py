@@ -93,6 +93,7 @@ def run_command(
             if text is not None:
                 text.close()
         said = without(_last_line(errors), credential)
+        errors.clear()  # Frames of a traceback show it.
         if expired.is_set():
             raise ServiceUnavailableError(f"{name} did not end within {seconds:.0f} seconds")
         if length is None:
@@ -233,8 +234,11 @@ def _members(view: memoryview) -> Iterator[tuple[str, int, int]]:
         member = _MEMBER.match(view, at)
         if member is None:
             raise ValueError(problem)
-        yield json.loads(bytes(view[member.start(1) - 1 : member.end(1) + 1])), *member.span(2)
-        separator = _SEPARATOR.match(view, member.end())
+        name, value, at = member.span(1), member.span(2), member.end()
+        # The repr of a match, which a traceback may show, has the beginning of its text.
+        member = None
+        yield json.loads(bytes(view[name[0] - 1 : name[1] + 1])), *value
+        separator = _SEPARATOR.match(view, at)
         if separator is None:
             raise ValueError(problem)
         at = separator.end()
@@ -271,6 +275,7 @@ def unescaped(view: memoryview, name: str) -> Secret:
         with memoryview(plain) as whole:
             return Secret.take(whole[:have])
     except UnicodeEncodeError:
-        raise ValueError(f"the member {name!r} is no text in Unicode") from None
+        escape = None  # See _members(). And raised from here, the next one would have this as its context.
     finally:
         plain[:] = bytes(len(plain))
+    raise ValueError(f"the member {name!r} is no text in Unicode")

@@ -2,6 +2,8 @@
 
 import bisect
 import re
+import threading
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
@@ -35,8 +37,8 @@ BEFORE_END: Final = timedelta(days=30)
 _HOURS = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)")
 _DAY = timedelta(days=1)
 
-# How far ahead windows are looked for, and how much of a calendar is kept for that.
-_HORIZON = timedelta(days=400)
+HORIZON: Final = timedelta(days=400)
+"""How far ahead windows are looked for."""
 _BEHIND = timedelta(days=10)
 
 
@@ -129,6 +131,7 @@ class Calendars:
         self._journal = journal
         self._now = now or (lambda: datetime.now(UTC))
         self._sessions: dict[str, Sessions] = {}
+        self._lock = threading.Lock()
 
     def sessions(self, market: str) -> Sessions:
         """Return the sessions of a market from some days ago until more than a year from now.
@@ -137,11 +140,14 @@ class Calendars:
             ValueError: there is no such market.
             ModuleNotFoundError: exchange_calendars is not installed.
         """
-        now = self._now()
+        with self._lock:
+            return self._known(market, self._now())
+
+    def _known(self, market: str, now: datetime) -> Sessions:
         found = self._sessions.get(market)
         if found is None and self._journal is not None:
             found = self._journal.calendar(market, _package_version(), (now - _BEHIND).timestamp())
-        if found is None or found.until < (now + _HORIZON - 30 * _DAY).timestamp():
+        if found is None or found.until < (now + HORIZON - 30 * _DAY).timestamp():
             found = _load(market, now)
             if self._journal is not None:
                 self._journal.keep_calendar(
@@ -163,7 +169,7 @@ class Calendars:
         """
         if window.always:
             return after
-        limit = self._now() + _HORIZON
+        limit = self._now() + HORIZON
         at = after
         markets = [self.sessions(market) for market in window.markets]
         while at < limit:
@@ -202,18 +208,17 @@ def _hours_open(window: Window, at: datetime, length: timedelta) -> datetime | N
     """Return the first moment at or after `at` from which on days and hours allow that length."""
     if window.days == DAYS and window.hours is None:
         return at
-    spans: list[tuple[datetime, datetime]] = []
     today = at.astimezone(window.zone).date()
+    span: tuple[datetime, datetime] | None = None
+    # Two weeks: of days that are all named, as with two that follow each other, many may make one span.
     for number in range(-1, 16):
         day = today + number * _DAY
         if DAYS[day.weekday()] not in window.days:
             continue
         start, end = _span(window, day)
-        if spans and spans[-1][1] >= start:
-            spans[-1] = spans[-1][0], end
-        else:
-            spans.append((start, end))
-    for start, end in spans:
+        if span is not None and span[1] >= start:
+            start = span[0]
+        span = start, end
         begin = max(start, at)
         if begin + length <= end:
             return begin
@@ -241,20 +246,25 @@ def _package_version() -> str:
 def _load(market: str, now: datetime) -> Sessions:
     import exchange_calendars
 
-    first, last = now - 2 * _BEHIND, now + _HORIZON
+    first, last = now - 2 * _BEHIND, now + HORIZON
     try:
-        calendar = exchange_calendars.get_calendar(
-            market, start=first.date().isoformat(), end=last.date().isoformat()
-        )
+        with warnings.catch_warnings():
+            # Of pandas, about how the package uses it.
+            warnings.simplefilter("ignore")
+            calendar = exchange_calendars.get_calendar(
+                market, start=first.date().isoformat(), end=last.date().isoformat()
+            )
+            opens_nanos, closes_nanos = (
+                calendar.opens_nanos.tolist(),
+                calendar.closes_nanos.tolist(),
+            )
     except exchange_calendars.errors.InvalidCalendarName:
         raise ValueError(
             f"there is no market {market!r} in exchange_calendars; some are XNYS, CMES, XETR, XLON, XTKS"
         ) from None
     opens: list[float] = []
     closes: list[float] = []
-    for opened, closed in zip(
-        calendar.opens_nanos.tolist(), calendar.closes_nanos.tolist(), strict=True
-    ):
+    for opened, closed in zip(opens_nanos, closes_nanos, strict=True):
         if closes and closes[-1] >= opened / 1e9:
             closes[-1] = closed / 1e9
         else:

@@ -23,8 +23,10 @@ _NAMES: Final[Mapping[type, str]] = {
     timedelta: 'a duration such as "90d", "12h", "15m" or "30s"',
     Path: "a path",
 }
-_DURATION: Final = re.compile(r"(?=\d)(\d{1,5}w)?(\d{1,5}d)?(\d{1,5}h)?(\d{1,5}m)?(\d{1,5}s)?")
-_PART: Final = re.compile(r"(\d{1,5})([smhdw])")
+_DURATION: Final = re.compile(
+    r"(?=[0-9])([0-9]{1,5}w)?([0-9]{1,5}d)?([0-9]{1,5}h)?([0-9]{1,5}m)?([0-9]{1,5}s)?"
+)
+_PART: Final = re.compile(r"([0-9]+)([smhdw])")
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
@@ -102,13 +104,13 @@ def read_settings(
                 found[name] = setting.default
             continue
         try:
-            found[name] = _value(table[name], setting, Path(directory))
+            found[name] = _value(table[name], setting, directory)
         except ValueError as error:
             problems.append(f"{place}: {name} {error}")
     return found
 
 
-def _value(value: Any, setting: Setting, directory: Path) -> Any:
+def _value(value: Any, setting: Setting, directory: StrPath) -> Any:
     wanted = setting.type
     if wanted is timedelta and isinstance(value, str):
         with suppress(ValueError):
@@ -116,7 +118,7 @@ def _value(value: Any, setting: Setting, directory: Path) -> Any:
             if duration or setting.zero:
                 return duration
     elif wanted is Path and isinstance(value, str) and value and "\0" not in value:
-        return directory / Path(value).expanduser()
+        return Path(directory) / Path(value).expanduser()
     elif wanted is str and isinstance(value, str) and value:
         if not setting.choices or value in setting.choices:
             return value

@@ -196,12 +196,12 @@ def _files(set_up: SetUp) -> Iterator[tuple[str, str]]:
     audit = ""
     if not openbao:
         audit = (
-            f'"$vault" audit list -format=json | grep -q "\\"file/\\":" || '
+            '[[ $("$vault" audit list -format=json) == *"\\"file/\\":"* ]] || '
             f'"$vault" audit enable file file_path={values["log_directory"]}/audit.log mode=0600\n'
         )
     yield "set-up.sh", fill("set-up.sh", enable_audit=audit)
     for name in (
-        "plan.toml",
+        "rotation.toml",
         "aws/recorder.json",
         "aws/reader.json",
         "aws/rotation.json",

@@ -1,5 +1,6 @@
-"""Sessions with a Vault or an OpenBao, and the ways to log in to one."""
+"""Sessions with a Vault or an OpenBao, the ways to log in to one, and what is had from it."""
 
+from tapeseal.vault.lease import Credential, DatabaseCredentials, LeaseStatus
 from tapeseal.vault.logins import (
     AppRole,
     Certificate,
@@ -15,9 +16,12 @@ from tapeseal.vault.session import VaultSession
 __all__ = [
     "AppRole",
     "Certificate",
+    "Credential",
+    "DatabaseCredentials",
     "Jwt",
     "Kubernetes",
     "Ldap",
+    "LeaseStatus",
     "Token",
     "TokenFile",
     "Userpass",

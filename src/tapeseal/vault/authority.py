@@ -11,7 +11,7 @@ from cryptography.x509.oid import NameOID
 from tapeseal import audit
 from tapeseal.errors import CertificateError
 from tapeseal.vault.engine import member, request
-from tapeseal.vault.pki import Pki, check_chain, public_bytes
+from tapeseal.vault.pki import VALIDITY_DAYS, Pki, check_chain
 
 ROOT_DAYS: Final = 3650
 INTERMEDIATE_DAYS: Final = 1825
@@ -73,6 +73,18 @@ def set_up_authority(
     return done
 
 
+def host_role(domains: Sequence[str]) -> dict[str, Any]:
+    """Return the parameters of a role for certificates of hosts in some domains, as servers and as clients."""
+    return {
+        "allowed_domains": ",".join(domains),
+        "allow_subdomains": True,
+        "allow_localhost": False,
+        "key_type": "any",
+        "ttl": f"{VALIDITY_DAYS * 86400}s",
+        "max_ttl": f"{VALIDITY_DAYS * 86400}s",
+    }
+
+
 def _mount(pki: Pki, days: float, done: list[str]) -> None:
     """Mount the engine, and let it issue for as long as its authority lives: Vault's limit is 32 days."""
     seconds = int(days * 86400)
@@ -85,7 +97,7 @@ def _mount(pki: Pki, days: float, done: list[str]) -> None:
 
 def _issuers(pki: Pki) -> dict[str, Mapping[str, Any]]:
     # Asked for one that is not there, the server fails with 500.
-    if not pki.keys("issuers"):
+    if not pki.names("issuers"):
         return {}
     found: dict[str, Mapping[str, Any]] = member(pki.request("LIST", "issuers"), "key_info", dict)
     return found
@@ -130,7 +142,7 @@ def _make_intermediate(
         else:
             certificate = _sign(parent, csr, common_name, days)
             done.append(f"signed the intermediate {common_name} at {parent.mount}")
-        above = parent.chain()
+        above = parent.chain_of(certificate)
         check_chain(certificate, above, key=csr.public_key())
         bundle = "".join(each.public_bytes(Encoding.PEM).decode() for each in (certificate, *above))
         answer = pki.request(
@@ -145,7 +157,7 @@ def _make_intermediate(
 
 def _make_key(pki: Pki, name: str, key_type: str, done: list[str]) -> str:
     """Return the id of the key with a name, made where it is not there."""
-    if pki.keys("keys"):
+    if pki.names("keys"):
         found = member(pki.request("LIST", "keys"), "key_info", dict)
         for key_id, each in found.items():
             if each["key_name"] == name:
@@ -176,12 +188,13 @@ def _check_issuer(pki: Pki, issuer_id: str, common_name: str, parent: Pki | None
     names = chain[0].subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     if [common_name] != [each.value for each in names]:
         raise CertificateError(f"the issuer at {pki.mount} is another one: {chain[0].subject}")
-    above = chain[1:] if parent is None else parent.chain()
-    if (parent is None) != (chain[0].issuer == chain[0].subject) or (
-        parent is not None
-        and public_bytes(chain[-1].public_key()) != public_bytes(above[-1].public_key())
-    ):
-        raise CertificateError(f"the issuer at {pki.mount} has another parent")
+    own = chain[0].issuer == chain[0].subject
+    try:
+        if own != (parent is None):
+            raise CertificateError
+        (parent or pki).chain_of(chain[0])
+    except CertificateError:
+        raise CertificateError(f"the issuer at {pki.mount} has another parent") from None
     now = datetime.datetime.now(datetime.UTC)
     if chain[0].not_valid_after_utc <= now:
         raise CertificateError(

@@ -21,7 +21,7 @@ that none is left that nobody knows; after 3 there is nothing to ask; after 4 on
 import datetime
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
@@ -125,7 +125,11 @@ class CertificateOrder:
                 if isinstance(value, list):
                     values[name] = tuple(value)
             if values.get("reload") is not None:
-                values["reload"] = Reload(**values["reload"])
+                hook = values["reload"]
+                if not isinstance(hook.get("command", []), list):
+                    raise TypeError("the command of a hook is a list")
+                hook["command"] = tuple(hook.get("command", ()))
+                values["reload"] = Reload(**hook)
             return cls(**values)
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"this is no order of a certificate: {error}") from None
@@ -260,6 +264,9 @@ class CertificateDirectory:
 
     def _complete_set(self, pki: Pki, warnings: list[str]) -> x509.Certificate:
         """Complete the pending set, and return its certificate."""
+        trusted: list[x509.Certificate] = []
+        if self.order.ca_file:
+            trusted = x509.load_pem_x509_certificates(Path(self.order.ca_file).read_bytes())
         pending = self.files.begin()
         key_path, certificate_path = pending / PRIVATE_KEY, pending / CERTIFICATE
         begun = key_path.exists()
@@ -276,7 +283,7 @@ class CertificateDirectory:
                 alt_names=self.order.alt_names,
                 ip_addresses=self.order.ip_addresses,
             )
-            issued = self._find(pki, request, key_path, warnings) if begun else None
+            issued = self._find(pki, request, warnings) if begun else None
             if issued is None:
                 issued = pki.sign(self.order.role, request, days=self.order.days)
                 warnings += issued.warnings
@@ -293,23 +300,15 @@ class CertificateDirectory:
         # As they are on the disk, which is what its users will read.
         chain = x509.load_pem_x509_certificates((pending / CHAIN).read_bytes())
         key = _read_key(key_path)
-        trusted: list[x509.Certificate] = []
-        if self.order.ca_file:
-            trusted = x509.load_pem_x509_certificates(Path(self.order.ca_file).read_bytes())
         check_chain(certificate, chain, key=key, names=self.order.names, trusted=trusted)
         return certificate
 
     def _find(
-        self,
-        pki: Pki,
-        request: x509.CertificateSigningRequest,
-        key_path: Path,
-        warnings: list[str],
+        self, pki: Pki, request: x509.CertificateSigningRequest, warnings: list[str]
     ) -> IssuedCertificate | None:
         """Return the certificate that a run which was killed may have had signed."""
-        since = datetime.datetime.fromtimestamp(key_path.stat().st_mtime, datetime.UTC)
         try:
-            return pki.find(request, since)
+            return pki.find(request)
         except AccessDeniedError:
             warnings.append(
                 f"a run before this one may have had a certificate for {self.order.common_name} signed, which this "
@@ -359,9 +358,14 @@ class CertificateDirectory:
         return True
 
 
-def find_certificates(path: StrPath) -> list[str]:
-    """Return the directories at or below a path that hold the order of a certificate."""
-    return sorted(folder for folder, _, names in os.walk(path) if ORDER in names)
+def find_certificates(path: StrPath, on_error: Callable[[OSError], Any]) -> list[str]:
+    """Return the directories at or below a path that hold the order of a certificate.
+
+    Args:
+        path: where to look.
+        on_error: is called for what cannot be looked into; the search goes on.
+    """
+    return sorted(folder for folder, _, names in os.walk(path, onerror=on_error) if ORDER in names)
 
 
 def _read_certificate(directory: Path) -> x509.Certificate:

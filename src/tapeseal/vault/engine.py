@@ -48,7 +48,7 @@ class Engine:
         """
         return request(self.session, method, f"{self.mount}/{path}", body, secret, idempotent)
 
-    def keys(self, path: str) -> list[str]:
+    def names(self, path: str) -> list[str]:
         """Return what a LIST of a path names; nothing where there is none."""
         try:
             return [str(each) for each in member(self.request("LIST", path), "keys", list)]

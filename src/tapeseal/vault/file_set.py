@@ -26,10 +26,12 @@ import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
-
-from typing_extensions import Buffer
+from typing import TYPE_CHECKING
 
 from tapeseal.files import StrPath, sync_directory, write_all
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 _CURRENT, _PREVIOUS, _PENDING = "current", "previous", "pending"
 _NAME = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{4}")
@@ -98,19 +100,18 @@ class FileSet:
 
     def begin(self) -> Path:
         """Begin a set and return its directory: the one that a run before has begun, if there is one."""
-        found = self.pending()
+        before, found = self.current(), self.pending()
         if found is not None and found.is_dir():
             return found
         name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(2)}"
         made = self.directory / name
         made.mkdir(mode=0o755)
-        before = self.current()
         if before is not None:
             _copy_access(before, made)
         self.link(_PENDING, made)
         return made
 
-    def write(self, name: str, data: Buffer, *, private: bool) -> None:
+    def write(self, name: str, data: "Buffer", *, private: bool) -> None:
         """Write a file of the pending set, whole or not at all, and make it durable.
 
         It gets owner and permissions of the current set's file of that name.

@@ -3,9 +3,11 @@
 import contextlib
 import datetime
 import ipaddress
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 from cryptography import x509
@@ -22,6 +24,7 @@ from tapeseal.errors import (
     ServiceUnavailableError,
     SignatureError,
 )
+from tapeseal.files import StrPath, new_file, sync_directory, write_all
 from tapeseal.secret import Secret
 from tapeseal.vault.engine import Engine, member, warnings_in
 from tapeseal.vault.private_keys import TlsKey, load_tls_key
@@ -167,17 +170,20 @@ class Pki(Engine):
         """Revoke a certificate, and have the CRL name it at once; doing it again is no error.
 
         Args:
-            certificate: it, or its serial number as Vault writes one.
+            certificate: it, or its serial number as Vault writes one. A role with `no_store` needs the former.
 
         Raises:
             CertificateError: the engine does not know it.
         """
-        serial = certificate
-        if isinstance(serial, x509.Certificate):
-            serial = serial_text(serial.serial_number)
+        if isinstance(certificate, x509.Certificate):
+            serial = serial_text(certificate.serial_number)
+            body = {"certificate": certificate.public_bytes(Encoding.PEM).decode()}
+        else:
+            serial = certificate.lower().replace("-", ":")
+            body = {"serial_number": serial}
         with audit.operation("pki.revoke", self.mount, serial=serial) as entry:
             entry.version = serial
-            answer = self.request("POST", "revoke", {"serial_number": serial}, idempotent=True)
+            answer = self.request("POST", "revoke", body, idempotent=True)
             time = datetime.datetime.fromtimestamp(
                 member(answer, "revocation_time", int), datetime.UTC
             )
@@ -188,7 +194,7 @@ class Pki(Engine):
                 revoked = self.crl(issuer or "default").revoked
             except (AccessDeniedError, CertificateError):
                 return Revocation(serial, time, in_crl=False)
-            return Revocation(serial, time, in_crl=serial.lower().replace("-", ":") in revoked)
+            return Revocation(serial, time, in_crl=serial in revoked)
 
     def certificate(self, serial: str) -> x509.Certificate:
         """Return a certificate from the engine's store.
@@ -209,7 +215,7 @@ class Pki(Engine):
             common_name: list only those that have it.
             since: list only those that were made from then on, or up to five minutes before, for roles backdate theirs.
         """
-        revoked = set(self.keys("certs/revoked"))
+        revoked = set(self.names("certs/revoked"))
         found = []
         for serial, about in self._details():
             listed = ListedCertificate(
@@ -234,7 +240,7 @@ class Pki(Engine):
         else:
             yield from member(answer, "key_info", dict).items()
             return
-        for serial in self.keys("certs"):
+        for serial in self.names("certs"):
             certificate = self.certificate(serial)
             common_names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
             yield (
@@ -247,28 +253,31 @@ class Pki(Engine):
                 },
             )
 
-    def find(
-        self, request: x509.CertificateSigningRequest, since: datetime.datetime | None = None
-    ) -> IssuedCertificate | None:
+    def find(self, request: x509.CertificateSigningRequest) -> IssuedCertificate | None:
         """Return the newest certificate for a request whose answer was lost; None where there is none in force.
 
         It is known by its public key, whose private half is here: so it can be used, and need not be revoked.
 
         Args:
             request: what sign() was given.
-            since: as for certificates().
         """
         public_key = public_bytes(request.public_key())
-        for listed in self.certificates(common_name=_names_of(request)[0], since=since):
-            if listed.revoked:
+        now = datetime.datetime.now(datetime.UTC)
+        for listed in self.certificates(common_name=_names_of(request)[0]):
+            if listed.revoked or listed.not_after <= now:
                 continue
             certificate = self.certificate(listed.serial)
             if public_bytes(certificate.public_key()) == public_key:
-                return IssuedCertificate(certificate, self._chain_of(certificate))
+                return IssuedCertificate(certificate, self.chain_of(certificate))
         return None
 
-    def _chain_of(self, certificate: x509.Certificate) -> list[x509.Certificate]:
-        for issuer in self.keys("issuers"):
+    def chain_of(self, certificate: x509.Certificate) -> list[x509.Certificate]:
+        """Return the certificate of the issuer here that signed a certificate, and those above it.
+
+        Raises:
+            CertificateError: none of them did.
+        """
+        for issuer in self.names("issuers"):
             chain = self.chain(issuer)
             try:
                 certificate.verify_directly_issued_by(chain[0])
@@ -340,7 +349,7 @@ def check_chain(
         certificate: it.
         chain: those above it, from its issuer up.
         key: a private or public key that must be its.
-        names: DNS names and IP addresses that must be in it; the first may be its common name alone.
+        names: that must be in it, as missing_names() takes them.
         trusted: what the chain must lead to; without, its own end: then it proves to be whole, not to be anyone's.
         at: when it must be valid; None: now.
 
@@ -373,11 +382,16 @@ def check_chain(
 
 
 def missing_names(certificate: x509.Certificate, names: Sequence[str]) -> list[str]:
-    """Return which of some DNS names, IP addresses or common names a certificate is not for."""
+    """Return which of some names a certificate is not for.
+
+    DNS names and IP addresses count where clients look for them, among its alternative names; others may be its common
+    name.
+    """
     hosts, addresses = _alternatives(certificate)
     common_names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    have = {*hosts, *addresses, *(str(each.value) for each in common_names)}
-    return [name for name in names if name not in have and _address(name) not in have]
+    others = {str(each.value) for each in common_names if not _HOST.fullmatch(str(each.value))}
+    have = {*(each.lower() for each in hosts), *addresses, *others}
+    return [name for name in names if not {name, name.lower(), _address(name)} & have]
 
 
 def check_crl(
@@ -407,6 +421,27 @@ def check_crl(
         raise CertificateError(f"the CRL is out of date: the next was due {next_update}")
     revoked = {serial_text(each.serial_number): each.revocation_date_utc for each in crl}
     return RevocationList(pem, number, crl.last_update_utc, next_update, revoked)
+
+
+def write_crl(path: StrPath, crl: RevocationList) -> None:
+    """Write a CRL to a file in PEM, in place of an older one of the same issuer.
+
+    Raises:
+        CertificateError: the one that is there is newer: somebody hands out an old one, in which less is revoked.
+    """
+    before = 0
+    with contextlib.suppress(OSError, ValueError, x509.ExtensionNotFound):
+        have = x509.load_pem_x509_crl(Path(path).read_bytes())
+        if have.issuer == x509.load_pem_x509_crl(crl.pem).issuer:
+            before = have.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+    if before > crl.number:
+        raise CertificateError(
+            f"the CRL number {crl.number} is older than the one in {path}, number {before}"
+        )
+    with new_file(path, 0o644, replace=True) as fd:
+        write_all(fd, crl.pem)
+        os.fsync(fd)
+    sync_directory(path)
 
 
 def serial_text(serial: int) -> str:

@@ -1,9 +1,9 @@
 """Private keys for TLS and SSH, made and written out in key memory.
 
-What is left behind: elliptic-curve and Ed25519 keys are made, parsed and written in SecretBuffers. OpenSSL, under
-`cryptography`, holds a copy while a key is used and clears it; so do the numbers that it makes on the way, as far as
-OpenSSL's own code goes. RSA keys are made by OpenSSL and written by `cryptography`, whose intermediate copies are
-freed without being cleared.
+No Python object holds a key, and OpenSSL, under `cryptography`, clears its copy when it frees it. What is left behind:
+`cryptography` parses an elliptic-curve key by way of a number that it frees without clearing it, so that one copy stays
+until its piece of memory is used again. RSA keys are made by OpenSSL and written out by `cryptography`, with several
+such copies. An Ed25519 key leaves nothing.
 """
 
 import contextlib
@@ -65,7 +65,7 @@ def load_tls_key(pem: Secret) -> TlsKey:
     Raises:
         ValueError: it is none, or of no type in TLS_KEY_TYPES.
     """
-    with contextlib.closing(_from_pem(pem.buffer)) as der, der, memoryview(der) as view:
+    with contextlib.closing(_from_pem(pem.buffer)) as data, data, memoryview(data) as view:
         try:
             # It does not keep the view, and takes any buffer.
             key = serialization.load_der_private_key(view, None)
@@ -92,29 +92,29 @@ def _make_ec_key(size: int, curve: bytes) -> tuple[Secret, TlsKey]:
             with (
                 contextlib.closing(_ec_der(curve, scalar)) as short,
                 short,
-                memoryview(short) as der,
+                memoryview(short) as view,
             ):
                 try:
-                    key = serialization.load_der_private_key(der, None)
+                    key = serialization.load_der_private_key(view, None)
                 except ValueError:
                     continue  # FIPS 186-5, A.2.2: not below the order of the curve; one in 2**32 is not.
             assert isinstance(key, ec.EllipticCurvePrivateKey)
             public = key.public_key().public_bytes(
                 serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint
             )
-            with contextlib.closing(_ec_der(curve, scalar, public)) as der_buffer:
-                return Secret(_to_pem(der_buffer, "PRIVATE KEY", _LINE)), key
+            with contextlib.closing(_ec_der(curve, scalar, public)) as whole:
+                return Secret(_to_pem(whole, "PRIVATE KEY", _LINE)), key
     raise RuntimeError("the system's random numbers are all alike")
 
 
 def _ec_der(curve: bytes, scalar: SecretBuffer, public: bytes = b"") -> SecretBuffer:
     """Return an elliptic-curve key as PKCS #8 in DER (RFC 5915, 3; RFC 5208, 5)."""
     size = len(scalar)
-    hole = der(0x04, bytes(size))
-    point = der(0xA1, der(0x03, b"\0", public)) if public else b""
-    head = der(0x30, b"\x02\x01\x01", hole, point)
-    algorithm = der(0x30, _EC_PUBLIC_KEY, curve)
-    frame = der(0x30, b"\x02\x01\x00", algorithm, der(0x04, head))
+    hole = _der(0x04, bytes(size))
+    point = _der(0xA1, _der(0x03, b"\0", public)) if public else b""
+    head = _der(0x30, b"\x02\x01\x01", hole, point)
+    algorithm = _der(0x30, _EC_PUBLIC_KEY, curve)
+    frame = _der(0x30, b"\x02\x01\x00", algorithm, _der(0x04, head))
     at = frame.index(hole) + len(hole) - size
     made = SecretBuffer(len(frame), writable=True)
     with made, memoryview(made) as view, scalar, memoryview(scalar) as source:
@@ -177,7 +177,7 @@ def _text(data: bytes) -> bytes:
     return len(data).to_bytes(4) + data
 
 
-def der(tag: int, *parts: bytes) -> bytes:
+def _der(tag: int, *parts: bytes) -> bytes:
     """Return an element in DER."""
     content = b"".join(parts)
     size = len(content)

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 from urllib.parse import urlsplit
 
 import hvac
@@ -25,9 +25,15 @@ from hvac.exceptions import (
 )
 from requests.utils import get_environ_proxies
 
+from tapeseal import audit
 from tapeseal._core import check_process, process_epoch
 from tapeseal.datakey import first_few
-from tapeseal.errors import AccessDeniedError, ServiceUnavailableError, TapesealError
+from tapeseal.errors import (
+    AccessDeniedError,
+    OutcomeUnknownError,
+    ServiceUnavailableError,
+    TapesealError,
+)
 from tapeseal.files import StrPath
 from tapeseal.secret import Secret
 from tapeseal.transport import Exchange
@@ -56,15 +62,25 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 _FIRST_RENEWAL_PAUSE, _LONGEST_RENEWAL_PAUSE = 0.25, 30.0
 
 
+class TokenState(NamedTuple):
+    """Which of its tokens a session has, and until when. Leases end with the token that they were made under."""
+
+    number: int
+    """How many tokens the session has had, this one included; 0 before its first login."""
+    expires: float
+    """The `time.monotonic()` of its end if it is not renewed, as far as is known; infinite if it has none."""
+
+
 class _Lease:
     """A token and how long it is good for. It stands for the token in frames, whose values tracebacks may show."""
 
-    __slots__ = ("expires", "renew_at", "renewable", "seconds", "token")
+    __slots__ = ("expires", "number", "renew_at", "renewable", "seconds", "token")
 
     def __init__(self, token: str, seconds: float, renewable: bool, since: float) -> None:
         self.token = token
         self.seconds = seconds or math.inf
         self.renewable = renewable
+        self.number = 0
         self.expires = since + self.seconds
         self.renew_at = since + self.seconds * 2 / 3 * random.uniform(0.9, 1.1)
 
@@ -174,8 +190,8 @@ class VaultSession:
             deadline: seconds, instead of the session's.
 
         Raises:
-            ServiceUnavailableError: no node could serve it; or, if it is not idempotent, it is unknown whether it
-                happened.
+            ServiceUnavailableError: no node could serve it.
+            OutcomeUnknownError: it is not idempotent, and whether it happened is unknown.
             AccessDeniedError: the login was refused, the token is no longer valid, or a policy forbids the call.
             ForkError: the session was opened in the process that forked this one.
             ValueError: the session is closed.
@@ -193,6 +209,7 @@ class VaultSession:
         idempotent: bool | None = None,
         wrap_ttl: str | None = None,
         deadline: float | None = None,
+        login: bool = True,
     ) -> dict[str, Any]:
         """Make one request of Vault's HTTP API; failover, login and errors as in call().
 
@@ -209,6 +226,8 @@ class VaultSession:
             idempotent: as for call(); None: all but POST and PATCH are.
             wrap_ttl: have Vault wrap the answer under a token of one use, for that long, such as "60s".
             deadline: seconds, instead of the session's.
+            login: False for what needs no token, such as sys/init, sys/unseal or auth/approle/login; a refusal is then
+                hvac's Forbidden.
 
         Returns:
             The JSON object of the answer; empty where it has no body.
@@ -236,7 +255,20 @@ class VaultSession:
                     parent[place[-1]] = Secret(text)
                 return answer
 
+        def without_token() -> dict[str, Any]:
+            self._check()
+            with self._other_client() as client:
+                return self._send(send, client, idempotent, end)
+
+        if not login:
+            return self._enter(without_token)
         return self._enter(lambda: self._call(send, idempotent, end))
+
+    @property
+    def token_state(self) -> TokenState:
+        """Which token the session has; makes no request."""
+        lease = self._lease
+        return TokenState(0, math.inf) if lease is None else TokenState(lease.number, lease.expires)
 
     def close(self, revoke: bool = False) -> None:
         """Stop the background and forget the token; closing again does nothing.
@@ -345,7 +377,7 @@ class VaultSession:
                     raise
             problems[address] = f"{address} {failure.reason}"
             if not idempotent and not failure.harmless:
-                raise ServiceUnavailableError(
+                raise OutcomeUnknownError(
                     f"{problems[address]}; whether it has done what it was asked to is unknown, so "
                     "it is not asked again"
                 )
@@ -484,20 +516,22 @@ class VaultSession:
         return _Lease(token, seconds, data.get("renewable") is True, since)
 
     def _post_login(self, login: Login, end: float) -> _Lease:
-        path, fields = login.request(_Wrapping(self, end))
-        since = time.monotonic()
-        try:
-            with self._other_client() as client:
-                answer = self._send(
-                    lambda c: c.adapter.post(f"/v1/auth/{path}", json=fields), client, True, end
-                )
-        except VaultError as error:
-            said = said_by(error, hide=[fields.get(name, "") for name in SECRET_FIELDS])
-            raise AccessDeniedError(
-                f"{self._name}: the login at auth/{path} was refused: {said}"
-            ) from None
-        logger.info("logged in at auth/%s of %s", path, self.addresses[self._preferred])
-        return self._lease_of(answer, since)
+        with audit.operation("vault.login", first_few(self.addresses)) as entry:
+            path, fields = login.request(_Wrapping(self, end))
+            entry.details["path"] = f"auth/{path}"
+            since = time.monotonic()
+            try:
+                with self._other_client() as client:
+                    answer = self._send(
+                        lambda c: c.adapter.post(f"/v1/auth/{path}", json=fields), client, True, end
+                    )
+            except VaultError as error:
+                said = said_by(error, hide=[fields.get(name, "") for name in SECRET_FIELDS])
+                raise AccessDeniedError(
+                    f"{self._name}: the login at auth/{path} was refused: {said}"
+                ) from None
+            logger.info("logged in at auth/%s of %s", path, self.addresses[self._preferred])
+            return self._lease_of(answer, since)
 
     def _lease_of(self, answer: object, since: float) -> _Lease:
         auth = _member(answer, "auth")
@@ -512,6 +546,8 @@ class VaultSession:
         return _Lease(token, _seconds(auth.get("lease_duration")), renewable, since)
 
     def _adopt(self, lease: _Lease) -> None:
+        old = self._lease
+        lease.number = 1 if old is None else old.number + (old.token != lease.token)
         self._lease = lease
         self._client.adapter.token = lease.token
         if self._thread is None and lease.expires < math.inf:
@@ -523,7 +559,9 @@ class VaultSession:
         self._news.put(None)
 
     def _revoke(self) -> None:
-        with self._login_lock:
+        if self._lease is None:
+            return
+        with audit.operation("vault.revoke", first_few(self.addresses)), self._login_lock:
             if self._lease is not None:
                 end = time.monotonic() + self.deadline
                 try:
@@ -543,7 +581,7 @@ class VaultSession:
         wait = lease.renew_at - time.monotonic()
         if wait > 0:
             return wait
-        with self._login_lock:
+        with audit.operation("vault.renew", first_few(self.addresses)), self._login_lock:
             if self._lease is lease and not self._closed:
                 self._renew(lease, time.monotonic() + self.deadline)
         return 0.0

@@ -27,6 +27,7 @@ from tapeseal.transport.foreign_text import plain
 from tapeseal.vault.engine import Engine, member, warnings_in
 from tapeseal.vault.pki import public_bytes
 from tapeseal.vault.private_keys import SshKeyPair
+from tapeseal.vault.reload import Reload
 from tapeseal.vault.session import VaultSession
 
 USER_SECONDS: Final = 8 * 3600
@@ -35,6 +36,7 @@ HOST_SECONDS: Final = 365 * 86400
 
 _KRL_VERSION = slice(12, 20)  # OpenSSH, PROTOCOL.krl: behind the magic and the format's version.
 _KEYGEN_SECONDS = 30
+_UNTOLD = ".ssh_host_certificates.untold"
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,7 @@ class Ssh(Engine):
             CertificateError: the role does not allow it or is not there, or what came is not what was asked for.
             ValueError: the public key or a principal cannot be used.
         """
+        key = _public_key(public_key)
         if not principals or any(not each or "," in each for each in principals):
             raise ValueError(
                 "a certificate names its principals, none of them empty or with a comma"
@@ -153,7 +156,7 @@ class Ssh(Engine):
             answer = self.request("POST", f"sign/{role}", body)
             signed = parse_certificate(member(answer, "signed_key", str))
             entry.version = signed.serial
-            _check(signed, public_key, principals, host)
+            _check(signed, key, principals, host)
             warnings = warnings_in(answer)
             if (signed.valid_before - signed.valid_after).total_seconds() < valid:
                 warnings.append(
@@ -237,14 +240,24 @@ def _texts(options: Mapping[bytes, bytes]) -> dict[str, str]:
     return {name.decode(): value.decode(errors="replace") for name, value in options.items()}
 
 
-def _check(signed: SignedKey, public_key: str, principals: Sequence[str], host: bool) -> None:
+def _public_key(line: str) -> bytes:
+    """Return a public key of OpenSSH's in DER.
+
+    Raises:
+        ValueError: it is none, or one that is not supported.
+    """
+    try:
+        if line.lstrip().startswith("sk-"):
+            raise UnsupportedAlgorithm("certificates of security keys are not read")
+        key = load_ssh_public_identity(line.strip().encode())
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise ValueError(f"this is no public key of OpenSSH's that can be used: {error}") from None
+    return public_bytes(key.public_key() if isinstance(key, SSHCertificate) else key)
+
+
+def _check(signed: SignedKey, key: bytes, principals: Sequence[str], host: bool) -> None:
     """Refuse a certificate that is not what was asked for."""
-    certificate = load_ssh_public_identity(signed.text.encode())
-    assert isinstance(certificate, SSHCertificate)
-    key = load_ssh_public_identity(public_key.encode())
-    if isinstance(key, SSHCertificate) or public_bytes(certificate.public_key()) != public_bytes(
-        key
-    ):
+    if _public_key(signed.text) != key:
         raise CertificateError("the certificate that Vault has signed is of another key")
     if signed.host != host or sorted(signed.principals) != sorted(principals):
         kind = "host" if signed.host else "user"
@@ -315,6 +328,7 @@ def sign_host_keys(
     seconds: float = HOST_SECONDS,
     renew_before_seconds: float = 30 * 86400,
     force: bool = False,
+    reload: Reload | None = None,
 ) -> list[HostKey]:
     """Have the keys of this host signed whose certificate is due: it ends soon, has other names, or is not there.
 
@@ -326,11 +340,13 @@ def sign_host_keys(
         seconds: how long a certificate is valid.
         renew_before_seconds: so long before its end it is due, or when a third of its time is left, if that is later.
         force: sign those too that are not due.
+        reload: how sshd is told; a run that was killed before that leaves it to the next.
 
     Raises:
         FileNotFoundError: there are no keys of a host.
-        CertificateError: as Ssh.sign().
+        CertificateError: as Ssh.sign(), or the hook failed.
     """
+    untold = Path(directory, _UNTOLD)
     paths = sorted(Path(directory).glob("ssh_host_*_key.pub"))
     if not paths:
         raise FileNotFoundError(errno.ENOENT, "there are no keys of a host", str(directory))
@@ -348,7 +364,13 @@ def sign_host_keys(
             found.append(HostKey(str(certificate_path(path)), "current", have))
             continue
         signed = ssh.sign(role, public_key, principals=names, seconds=seconds, host=True)
+        if reload is not None:
+            untold.touch(mode=0o600)
+            sync_directory(untold)
         found.append(HostKey(str(write_certificate(path, signed)), "signed", signed))
+    if reload is not None and untold.exists():
+        reload.run()
+        untold.unlink()
     return found
 
 
@@ -361,7 +383,7 @@ def _read_certificate(public_key: Path) -> SignedKey | None:
 
 def _is_of(signed: SignedKey, public_key: str) -> bool:
     try:
-        _check(signed, public_key, signed.principals, True)
+        _check(signed, _public_key(public_key), signed.principals, True)
     except (CertificateError, ValueError):
         return False
     return True
@@ -398,7 +420,8 @@ class Krl:
             ca_public_key: the CA of the certificates that serial numbers and key ids are of.
             serials: of certificates.
             key_ids: of certificates: all with one of these, known or not.
-            public_keys: keys themselves, and so every certificate of them, as lines of OpenSSH's.
+            public_keys: keys themselves, and so every certificate of them; or certificates, which say whose they are.
+                Lines of OpenSSH's.
 
         Raises:
             ValueError: something cannot be revoked like that.
@@ -409,12 +432,11 @@ class Krl:
             raise ValueError("serial numbers and key ids are of certificates of a CA: name it")
         if any(not 0 < each < 1 << 64 for each in serials):
             raise ValueError("a serial number is 1 to 2**64 - 1")
-        texts = [*key_ids, *public_keys]
-        if any(not each.strip() or not each.strip().isprintable() for each in texts):
-            raise ValueError("a key id or a key is one line")
+        if any(not each or not each.isprintable() or each != each.strip() for each in key_ids):
+            raise ValueError("a key id is one line, without blanks around it")
         lines = [f"serial: {each}" for each in serials]
         lines += [f"id: {each}" for each in key_ids]
-        lines += [f"key: {each.strip()}" for each in public_keys]
+        lines += [_checked_line(each) for each in public_keys]
         with (
             audit.operation("ssh.revoke", str(self.path), entries=len(lines)) as entry,
             self._lock(),
@@ -470,6 +492,22 @@ class Krl:
             yield
         finally:
             os.close(fd)
+
+
+def _checked_line(line: str) -> str:
+    """Return a public key or a certificate as one line, which ssh-keygen takes for nothing else.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    text = line.strip()
+    try:
+        load_ssh_public_identity(text.encode())
+    except (ValueError, UnsupportedAlgorithm):
+        raise ValueError("this is no public key or certificate of OpenSSH's") from None
+    if not text.isprintable():
+        raise ValueError("a public key is one line")
+    return text
 
 
 def _keygen(*arguments: str) -> tuple[int, str]:

@@ -61,7 +61,7 @@ _ALGORITHMS = {
 }
 
 # What a standby says for a while after a key was made or rotated: up to 0.1 s where it is not busy.
-BEHIND: Final = re.compile(r"version is too new|key not found")
+BEHIND: Final = re.compile(r"version is too new|key not found|higher than the latest key version")
 BEHIND_SECONDS: Final = (0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
 
 # What a server says in a 400 or 404 is all that tells one refusal from another: a pattern, the error, what to do.
@@ -95,7 +95,11 @@ _REFUSALS: tuple[tuple[str, type[TapesealError | ValueError], str], ...] = (
     (r"invalid ciphertext", CiphertextError, "it was changed"),
     (r"deletion is not allowed", WrappingKeyError, "configure the key to allow its deletion first"),
     (r"not support|unsupported|non-AEAD", WrappingKeyError, "keys of this type do not do that"),
-    (r"cannot set|must be|base64|input|parameter", ValueError, "it does not take this"),
+    (
+        r"cannot set|must be|unknown key type|base64|input|parameter",
+        ValueError,
+        "it does not take this",
+    ),
 )
 
 
@@ -220,16 +224,17 @@ class Transit:
 
         Args:
             name: of the key.
-            plaintext: 0 to 32768 bytes.
+            plaintext: 1 to 32768 bytes.
             context: of a derived key, needed again to decrypt.
             associated_data: bound to the ciphertext, and needed again to decrypt; not in Vault before 1.9.
 
         Returns:
             The ciphertext: "vault:v1:…".
         """
-        return _only(
-            self.encrypt_batch(name, [plaintext], context=context, associated_data=associated_data)
-        )
+        with in_key_memory(plaintext) as secret:
+            del plaintext  # No traceback is to hold it.
+            bound = {"context": context, "associated_data": associated_data}
+            return _only(self.encrypt_batch(name, [secret], **bound))
 
     def encrypt_batch(
         self,
@@ -240,23 +245,28 @@ class Transit:
         associated_data: bytes = b"",
     ) -> list[str | TapesealError]:
         """Encrypt many plaintexts, in requests of up to 200; see encrypt()."""
-        self._check_key(name, context)
-        bound = _bound(context=context, associated_data=associated_data)
         with (
-            audit.operation("transit.encrypt", self._label(name), items=len(plaintexts)),
+            audit.operation("transit.encrypt", self._label(name), items=len(plaintexts)) as entry,
             ExitStack() as stack,
         ):
+            self._check_key(name, context)
+            bound = _bound(context=context, associated_data=associated_data)
             items = []
             for each in plaintexts:
                 secret = stack.enter_context(in_key_memory(each))
+                del each
                 if len(secret) > MAX_ITEM_SIZE:
                     raise ValueError(
                         f"Transit is given up to {MAX_ITEM_SIZE} bytes, not {len(secret)}: make a tape or a blob"
                     )
                 text = stack.enter_context(Secret(secret.to_base64()))
                 items.append(_Item({"plaintext": text, **bound}, len(secret)))
-            return self._batch(
-                "encrypt", name, items, lambda result: _versioned(result, "ciphertext")
+            del plaintexts  # No traceback is to hold them.
+            return _noted(
+                entry,
+                self._batch(
+                    "encrypt", name, items, lambda result: _versioned(result, "ciphertext")
+                ),
             )
 
     def decrypt(
@@ -281,10 +291,13 @@ class Transit:
     ) -> list[SecretBuffer | TapesealError]:
         """Decrypt many ciphertexts; see decrypt()."""
         bound = _bound(context=context, associated_data=associated_data)
-        with audit.operation("transit.decrypt", self._label(name), items=len(ciphertexts)):
+        with audit.operation("transit.decrypt", self._label(name), items=len(ciphertexts)) as entry:
             items = self._ciphertexts(name, ciphertexts, bound)
-            return self._batch(
-                "decrypt", name, items, _plaintext, secret=("data.batch_results.*.plaintext",)
+            return _noted(
+                entry,
+                self._batch(
+                    "decrypt", name, items, _plaintext, secret=("data.batch_results.*.plaintext",)
+                ),
             )
 
     def rewrap(self, name: str, ciphertext: str, *, context: bytes = b"") -> str:
@@ -298,10 +311,11 @@ class Transit:
         self, name: str, ciphertexts: Sequence[str], *, context: bytes = b""
     ) -> list[str | TapesealError]:
         """Rewrap many ciphertexts; see rewrap()."""
-        with audit.operation("transit.rewrap", self._label(name), items=len(ciphertexts)):
+        with audit.operation("transit.rewrap", self._label(name), items=len(ciphertexts)) as entry:
             items = self._ciphertexts(name, ciphertexts, _bound(context=context))
-            return self._batch(
-                "rewrap", name, items, lambda result: _versioned(result, "ciphertext")
+            return _noted(
+                entry,
+                self._batch("rewrap", name, items, lambda result: _versioned(result, "ciphertext")),
             )
 
     # Signatures and HMACs
@@ -324,11 +338,11 @@ class Transit:
         settings = {**_signing(algorithm), **({"key_version": version} if version else {})}
         with audit.operation(
             "transit.sign", self._label(name), items=len(messages), algorithm=algorithm
-        ):
+        ) as entry:
             items = [
                 _Item({"input": _to_sign(each, algorithm)}, _SIGNATURE_SIZE) for each in messages
             ]
-            return self._batch("sign", name, items, _signature, settings)
+            return _noted(entry, self._batch("sign", name, items, _signature, settings))
 
     def verify(self, name: str, message: bytes, signature: Signature, algorithm: str) -> None:
         """Have the server check a signature; tapeseal.signature.check_signature() does it without.
@@ -344,7 +358,7 @@ class Transit:
         """Check many signatures, given as messages and signatures; see verify()."""
         with audit.operation(
             "transit.verify", self._label(name), items=len(signed), algorithm=algorithm
-        ):
+        ) as entry:
             items = [
                 _Item(
                     {
@@ -355,27 +369,35 @@ class Transit:
                 )
                 for message, each in signed
             ]
-            return self._batch("verify", name, items, self._valid(name), _signing(algorithm))
+            return _noted(
+                entry, self._batch("verify", name, items, self._valid(name), _signing(algorithm))
+            )
 
     def hmac(self, name: str, message: "Buffer | Secret | SecretBuffer") -> str:
         """Return the HMAC-SHA-256 of up to 32 KiB by the latest version of a key: "vault:v1:…"."""
-        return _only(self.hmac_batch(name, [message]))
+        with in_key_memory(message) as secret:
+            del message  # No traceback is to hold it.
+            return _only(self.hmac_batch(name, [secret]))
 
     def hmac_batch(
         self, name: str, messages: "Sequence[Buffer | Secret | SecretBuffer]"
     ) -> list[str | TapesealError]:
         """Return the HMACs of many messages; see hmac()."""
         with (
-            audit.operation("transit.hmac", self._label(name), items=len(messages)),
+            audit.operation("transit.hmac", self._label(name), items=len(messages)) as entry,
             ExitStack() as stack,
         ):
             items = [self._to_mac(stack, each) for each in messages]
-            return self._batch(
-                "hmac",
-                name,
-                items,
-                lambda result: _versioned(result, "hmac"),
-                {"algorithm": "sha2-256"},
+            del messages  # No traceback is to hold them.
+            return _noted(
+                entry,
+                self._batch(
+                    "hmac",
+                    name,
+                    items,
+                    lambda result: _versioned(result, "hmac"),
+                    {"algorithm": "sha2-256"},
+                ),
             )
 
     def verify_hmac(self, name: str, message: "Buffer | Secret | SecretBuffer", mac: str) -> None:
@@ -384,10 +406,13 @@ class Transit:
         Raises:
             SignatureError: it is not one of this message by this key.
         """
-        if not version_of(mac):
-            raise SignatureError(f"{self._label(name)}: an HMAC of Transit is written vault:vN:…")
         with audit.operation("transit.verify_hmac", self._label(name)), ExitStack() as stack:
+            if not version_of(mac):
+                raise SignatureError(
+                    f"{self._label(name)}: an HMAC of Transit is written vault:vN:…"
+                )
             item = self._to_mac(stack, message)
+            del message  # No traceback is to hold it.
             item.fields["hmac"] = mac
             _only(self._batch("verify", name, [item], self._valid(name), {"algorithm": "sha2-256"}))
 
@@ -451,8 +476,12 @@ class Transit:
         """
         with audit.operation("transit.rotate_key", self._label(name)) as entry:
             before = self._read(name).latest_version
-            self._key("POST", name, "/rotate", {}, idempotent=False)
-            # Of a standby that lags behind, this would be the version before.
+            answer = self._key("POST", name, "/rotate", {}, idempotent=False)
+            data = answer.get("data")
+            if isinstance(data, dict) and data.get("latest_version"):
+                entry.version = version = _parse_key(data, name, self._label(name)).latest_version
+                return version
+            # Older servers do not say, and a standby that lags behind says the version before.
             for pause in (*BEHIND_SECONDS, None):
                 entry.version = version = self._read(name).latest_version
                 if version > before:
@@ -583,16 +612,18 @@ class Transit:
         found: list[T | TapesealError] = []
         try:
             for chunk in _chunks(items):
-                sent = [item for item in chunk if item.error is None]
-                body = {**(settings or {}), "batch_input": [item.fields for item in sent]}
+                fields = [item.fields for item in chunk if item.error is None]
+                more = dict(settings or {})
                 if operation in ("encrypt", "decrypt"):
                     # Otherwise one bad item makes all of the answer an error.
-                    body["partial_failure_response_code"] = 200
+                    more["partial_failure_response_code"] = 200
                 results = iter(
-                    self._results(operation, name, body, len(sent), secret) if sent else ()
+                    self._results(operation, name, more, fields, secret) if fields else ()
                 )
                 found.extend(
-                    self._result(name, next(results), take) if item.error is None else item.error
+                    self._result(operation, name, next(results), take)
+                    if item.error is None
+                    else item.error
                     for item in chunk
                 )
         except BaseException:
@@ -603,13 +634,17 @@ class Transit:
         return found
 
     def _result(
-        self, name: str, result: Mapping[str, Any], take: Callable[[Mapping[str, Any]], T]
+        self,
+        operation: str,
+        name: str,
+        result: Mapping[str, Any],
+        take: Callable[[Mapping[str, Any]], T],
     ) -> T | TapesealError:
         try:
             refusal = result.get("error")
             if not refusal:
                 return take(result)
-            if "valid" in result:  # of a signature
+            if operation == "verify":
                 return SignatureError(f"{self._label(name)}: {plain(str(refusal))}")
             error = _refused(self._label(name), plain(str(refusal)))
         except TapesealError as problem:
@@ -619,14 +654,33 @@ class Transit:
         return error
 
     def _results(
-        self, operation: str, name: str, body: Mapping[str, Any], count: int, secret: Sequence[str]
+        self,
+        operation: str,
+        name: str,
+        settings: Mapping[str, Any],
+        items: Sequence[Mapping[str, Any]],
+        secret: Sequence[str],
     ) -> list[Mapping[str, Any]]:
-        label = self._label(name)
+        """Return what the server answers for each item, of a standby that lags behind what it answers later."""
+        results: list[Mapping[str, Any]] = [{}] * len(items)
+        left = list(range(len(items)))
+        for pause in (*BEHIND_SECONDS, None):
+            body = {**settings, "batch_input": [items[number] for number in left]}
+            for number, result in zip(left, self._ask(operation, name, body, secret), strict=True):
+                results[number] = result
+            left = [n for n in left if BEHIND.search(str(results[n].get("error") or ""))]
+            if not left or pause is None:
+                break
+            time.sleep(pause)
+        return results
+
+    def _ask(
+        self, operation: str, name: str, body: Mapping[str, Any], secret: Sequence[str]
+    ) -> list[Mapping[str, Any]]:
+        label, count = self._label(name), len(body["batch_input"])
         answer = self._request("POST", f"{operation}/{name}", label, body, secret=secret)
-        if (
-            "unrecognized" in (said := plain(str(answer.get("warnings") or "")))
-            and "associated_data" in said
-        ):
+        said = plain(str(answer.get("warnings") or ""))
+        if "unrecognized" in said and "associated_data" in said:
             raise WrappingKeyError(f"{label}: the server does not know associated_data: {said!r}")
         results = _data(answer, label).get("batch_results")
         if (
@@ -710,6 +764,16 @@ def _chunks(items: Sequence[_Item]) -> Iterator[list[_Item]]:
         size += item.size
     if chunk:
         yield chunk
+
+
+def _noted(entry: audit.operation, results: list[T | TapesealError]) -> list[T | TapesealError]:
+    """Return the results of a batch, with those that failed noted in the audit log."""
+    failed = [each for each in results if isinstance(each, TapesealError)]
+    if failed:
+        entry.details["failed"] = len(failed)
+        if len(failed) == len(results):
+            entry.result = type(failed[0]).__name__
+    return results
 
 
 def _only(results: list[T | TapesealError]) -> T:
