@@ -115,7 +115,7 @@ class KmsKey:
             return None
         made = sorted(
             found.key
-            for found in kms.keys()  # noqa: SIM118 # it is no mapping
+            for found in kms.inventory()
             if found.manager == "CUSTOMER"
             and found.problem is None
             and kms.tags(found.key).get(_MADE_BY) == rotation.id
