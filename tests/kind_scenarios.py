@@ -365,6 +365,22 @@ class Scenario:
             assert not self.accepts(old), "the old credential is accepted"
         assert not self.has_claim(), "a claim is left"
 
+    def is_the_same_everywhere(self, nodes: list[Any]) -> bool:
+        """Whether all nodes of a cluster have the same version of the secret, and the same of its claim."""
+        seen = set()
+        for node in nodes:
+            found = []
+            for path in ("desk", "claims/desk"):
+                try:
+                    answer = node.admin.adapter.get(f"/v1/secret/metadata/{self.prefix}/{path}")
+                    found.append(answer["data"]["current_version"])
+                except hvac.exceptions.InvalidPath:
+                    found.append(0)
+                except hvac.exceptions.VaultError:
+                    return False
+            seen.add(tuple(found))
+        return len(seen) == 1
+
     def has_claim(self) -> bool:
         """Whether there is a claim in Vault."""
         try:

@@ -212,6 +212,7 @@ def test_kubernetes_conflict(kubernetes: KubernetesApi) -> None:
     assert LOGIN == kubernetes.secrets["hft", "feed"]
 
 
+@pytest.mark.slow
 def test_kubernetes_is_down(kubernetes: KubernetesApi) -> None:
     """An API server that is out of service is asked again later."""
     kubernetes.down = True
@@ -219,6 +220,7 @@ def test_kubernetes_is_down(kubernetes: KubernetesApi) -> None:
         deploy(kubernetes, LOGIN)
 
 
+@pytest.mark.slow
 def test_kubernetes_without_namespace(kubernetes: KubernetesApi) -> None:
     """What the API server refuses for good is said in its words."""
     kubernetes.namespaces.clear()

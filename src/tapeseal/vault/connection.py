@@ -39,6 +39,8 @@ _BROKEN: Final = (
     requests.exceptions.ChunkedEncodingError,
 )
 _NOTHING_DONE = re.compile("Vault is sealed|active cluster node not found")
+# A KV store in the moments after its node became active, or standby of another one: a 400.
+_NOT_YET = re.compile("will be unavailable for a brief period")
 
 
 def check_address(address: str) -> str:
@@ -246,6 +248,8 @@ def _of_status(error: VaultError) -> Failure | None:
         return Failure(f"sends us elsewhere, to {plain(leader)} ({status})", leader=leader)
     if status in _NOT_HERE:
         return Failure(_NOT_HERE[status])
+    if status == 400 and _NOT_YET.search(said):
+        return Failure(f"is not ready yet: {said}")
     if status >= 500:
         problem = "is out of service" if status == 503 else "failed"
         # Vault's own words: a proxy's 503 may come after it has passed the request on.

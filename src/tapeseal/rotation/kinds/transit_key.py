@@ -82,7 +82,6 @@ class TransitKey:
             read,
             read,
             f"POST {mount}/keys/{name}/rotate",
-            read,
             *(f"rewrap {each}" for each in options["tapes"]),
             f"POST {mount}/keys/{name}/config",
         ]
