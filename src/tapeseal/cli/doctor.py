@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _STYLES: Final = {"serious": "bold red", "warning": "yellow", "info": "cyan"}
+_INDENT: Final = len("serious") + 2
 _ASK: Final = {
     "vault": "VAULT_ADDR",
     "kms": "-k aws-kms:KEY, --plan",
@@ -153,24 +154,27 @@ def _width() -> int:
 
 
 def _show_finding(finding: "Finding", console: "Console") -> None:
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table.grid(padding=(0, 1))
-    table.add_column(width=8)
-    table.add_column(overflow="fold")
-    title = Text.assemble((printable(finding.subject), "bold"), (f"  {finding.check}", "dim"))
-    table.add_row(Text(finding.severity, _STYLES[finding.severity]), title)
-    table.add_row("", Text(printable(finding.found)))
-    table.add_row("", Text(printable(finding.why), "dim"))
+    def show(mark: Text, text: str, style: str = "", more: str = "") -> None:
+        whole = Text.assemble((printable(text), style), (more, "dim"))
+        mark.pad_right(_INDENT - len(mark))
+        for part in whole.wrap(console, console.width - _INDENT):
+            line = mark + part
+            line.rstrip()
+            console.print(line)
+            mark = Text(" " * _INDENT)
+
+    severity = Text(finding.severity, _STYLES[finding.severity])
+    show(severity, finding.subject, "bold", f"  {finding.check}")
+    show(Text(), finding.found)
+    show(Text(), finding.why, "dim")
     if finding.fix:
-        table.add_row(Text("→", "green", justify="right"), Text(printable(finding.fix)))
-    console.print(table)
+        show(Text("       →", "green"), finding.fix)
     if finding.command:
         # Not broken into lines, so that it can be copied.
-        console.print(
-            Text.assemble("       $ ", (printable(finding.command), "green")), soft_wrap=True
-        )
+        command = printable(finding.command)
+        console.print(Text.assemble("       $ ", (command, "green")), soft_wrap=True)
     console.print()
 
 

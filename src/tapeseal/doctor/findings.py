@@ -2,14 +2,16 @@
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from tapeseal.rotation.plan import Plan, PlannedSecret
+
+T = TypeVar("T")
 
 SEVERITIES: Final = ("info", "warning", "serious")
 """From the least on: what is good to know; what is to be mended; what is to be mended today."""
@@ -112,6 +114,7 @@ class Look:
         """What was not seen, by what is missing."""
         self.seen = 0
         """How many things were seen."""
+        self._asked: dict[Hashable, tuple[Any, dict[str, Problem], int]] = {}
         self._seconds = seconds
         self._end = time.monotonic() + seconds
 
@@ -128,6 +131,21 @@ class Look:
                 f"run it again where {self.what} answers faster, or choose checks by --only",
             )
         return left
+
+    def once(self, key: Hashable, ask: Callable[[], T]) -> T:
+        """Ask the first time, and have the same answer thereafter, with what could not be seen of it."""
+        if key not in self._asked:
+            before, self.unseen = self.unseen, {}
+            count = self.seen
+            try:
+                answer = ask()
+                self._asked[key] = answer, self.unseen, self.seen - count
+            finally:
+                self.unseen, self.seen = before, count
+        answer, unseen, seen = self._asked[key]
+        self.unseen = {**unseen, **self.unseen}
+        self.seen += seen
+        return answer
 
     def not_seen(
         self, missing: str, subject: str, found: str, fix: str = "", command: str = ""
@@ -167,6 +185,8 @@ class SetUp:
             return None if self.plan is None else read_plan(self.plan)
         except ValueError as error:
             return error
+        except OSError as error:
+            return ValueError(f"{self.plan} could not be read: {error.strerror}")
 
     @property
     def planned(self) -> "Iterable[PlannedSecret]":

@@ -35,6 +35,9 @@ CERTIFICATE_SOON_SECONDS: Final = 30 * _DAY
 CERTIFICATE_NOW_SECONDS: Final = 7 * _DAY
 AUTHORITY_SOON_SECONDS: Final = 90 * _DAY
 
+EMERGENCY: Final = "break-glass"
+"""The policy and the AppRole of the templates for emergencies: as wide as it must be, its secret id in a package."""
+
 CHECKS: Final[Checks] = {}
 check = registrar(CHECKS)
 
@@ -49,7 +52,6 @@ class VaultLook(Look):
         self.session: VaultSession | None = None
         self.gone: GoneError | None = None
         """Why the session could not be opened."""
-        self._answers: dict[tuple[str, str, str], dict[str, Any] | None] = {}
 
     def open(self) -> None:
         """Open the session; where that cannot be, `gone` says why."""
@@ -82,11 +84,9 @@ class VaultLook(Look):
         Raises:
             GoneError: Vault cannot be asked any more.
         """
-        key = (method, path, repr(body))
-        if key in self._answers:
-            return self._answers[key]
-        self._answers[key] = self._ask(path, needs, method, body, capabilities)
-        return self._answers[key]
+        return self.once(
+            (method, path, repr(body)), lambda: self._ask(path, needs, method, body, capabilities)
+        )
 
     def _ask(
         self,
@@ -264,7 +264,7 @@ def _address(vault: VaultLook) -> Iterator[Problem]:
         if parts.scheme != "https":
             here = re.fullmatch(r"localhost|127(\.\d+){3}|::1", parts.hostname or "")
             yield Problem(
-                "warning" if here else "serious",
+                "info" if here else "serious",
                 address,
                 "it is http://" + (", to this machine itself" if here else ""),
                 "Give its listener a certificate.",
@@ -421,8 +421,7 @@ def _policies(vault: VaultLook) -> Iterator[Problem]:
             )
             continue
         for severity, text in (each for rule in rules for each in policies.excesses(rule)):
-            # The templates' policy for emergencies is as wide as it must be, and says so.
-            meant = name == "break-glass"
+            meant = name == EMERGENCY
             yield Problem(
                 "info" if meant else severity,
                 name,
@@ -476,38 +475,6 @@ def _own_token(vault: VaultLook) -> Iterator[Problem]:
 
 
 @check(
-    "vault.tokens",
-    "Other tokens that never expire, or are root.",
-    "A token without an end works for whoever finds it in a backup years later.",
-)
-def _tokens(vault: VaultLook) -> Iterator[Problem]:
-    own = (vault.ask("auth/token/lookup-self", "auth/token/lookup-self") or {}).get("accessor")
-    for accessor in vault.names(
-        "auth/token/accessors/", "auth/token/accessors/", capabilities=("list", "sudo")
-    ):
-        if accessor == own:
-            continue
-        token = vault.ask(
-            "auth/token/lookup-accessor",
-            "auth/token/lookup-accessor",
-            "POST",
-            {"accessor": accessor},
-            capabilities=("update",),
-        )
-        if token is None or token.get("ttl") or token.get("type") == "batch":
-            continue
-        root = "root" in (token.get("policies") or [])
-        made = datetime.fromtimestamp(token.get("creation_time") or 0, UTC)
-        yield Problem(
-            "serious" if root else "warning",
-            f"accessor {accessor}",
-            f"a {'root ' if root else ''}token ({token.get('display_name') or 'without a name'}) of {made:%Y-%m-%d}"
-            " that never expires",
-            command=f"vault token revoke -accessor {shlex.quote(accessor)}",
-        )
-
-
-@check(
     "vault.approles",
     "AppRoles whose secret ids never end, or that need none.",
     "A secret id that leaked logs in for ever.",
@@ -528,7 +495,7 @@ def _approles(vault: VaultLook) -> Iterator[Problem]:
                 )
             elif not role.get("secret_id_ttl"):
                 yield Problem(
-                    "warning",
+                    "info" if name == EMERGENCY else "warning",
                     path,
                     "its secret ids never end",
                     command=f"vault write {shlex.quote(path)} secret_id_ttl=720h",
@@ -723,3 +690,38 @@ def _serial(certificate: "Certificate") -> str:
     """Return a serial number as Vault writes it: 1f:09:…"""
     number = certificate.serial_number
     return number.to_bytes((number.bit_length() + 7) // 8, "big").hex(":")
+
+
+# The longest list, and so the last to be asked for
+
+
+@check(
+    "vault.tokens",
+    "Other tokens that never expire, or are root.",
+    "A token without an end works for whoever finds it in a backup years later.",
+)
+def _tokens(vault: VaultLook) -> Iterator[Problem]:
+    own = (vault.ask("auth/token/lookup-self", "auth/token/lookup-self") or {}).get("accessor")
+    for accessor in vault.names(
+        "auth/token/accessors/", "auth/token/accessors/", capabilities=("list", "sudo")
+    ):
+        if accessor == own:
+            continue
+        token = vault.ask(
+            "auth/token/lookup-accessor",
+            "auth/token/lookup-accessor",
+            "POST",
+            {"accessor": accessor},
+            capabilities=("update",),
+        )
+        if token is None or token.get("ttl") or token.get("type") == "batch":
+            continue
+        root = "root" in (token.get("policies") or [])
+        made = datetime.fromtimestamp(token.get("creation_time") or 0, UTC)
+        yield Problem(
+            "serious" if root else "warning",
+            f"accessor {accessor}",
+            f"a {'root ' if root else ''}token ({token.get('display_name') or 'without a name'}) of {made:%Y-%m-%d}"
+            " that never expires",
+            command=f"vault token revoke -accessor {shlex.quote(accessor)}",
+        )
