@@ -88,9 +88,9 @@ def child(
     )
 
 
-def start_child(code: str, *arguments: object) -> subprocess.Popen[str]:
+def start_child(code: str, *arguments: object, stdin: int | None = None) -> subprocess.Popen[str]:
     """Start what child() runs, its standard output in a pipe."""
-    return subprocess.Popen(**_command(code, arguments), stdout=subprocess.PIPE)
+    return subprocess.Popen(**_command(code, arguments), stdin=stdin, stdout=subprocess.PIPE)
 
 
 class NonceLog:

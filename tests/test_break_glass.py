@@ -27,7 +27,7 @@ from tapeseal.errors import (
     KeyUnavailableError,
     NotATapeError,
 )
-from tapeseal.keyrings.public_key import PublicKeyKeyring
+from tapeseal.keyrings.public_key import PublicKeyKeyring, create_key_pair
 from tapeseal.secret import Secret
 
 NAMES = ("alice", "bob", "carol")
@@ -36,9 +36,18 @@ CANARY = "canary-of-the-package-7d1f"
 
 @pytest.fixture(scope="session")
 def halves(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the RSA keys of three custodians and of a stranger: NAME and NAME.pub."""
+    """A directory with the keys of three custodians and of a stranger: NAME and NAME.pub."""
     directory = tmp_path_factory.mktemp("custodians")
     for name in (*NAMES, "mallory"):
+        create_key_pair(directory / name)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def rsa_halves(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of RSA, as of a smart card or an HSM."""
+    directory = tmp_path_factory.mktemp("custodians-rsa")
+    for name in NAMES:
         key = rsa.generate_private_key(65537, 3072)
         private = directory / name
         private.touch(0o600)
@@ -99,6 +108,18 @@ def ceremony(tmp_path: Path, halves: Path) -> Ceremony:
 @pytest.mark.parametrize("names", [*itertools.combinations(NAMES, 2), NAMES])
 def test_any_two_of_three_open(ceremony: Ceremony, names: tuple[str, ...]) -> None:
     """Any two custodians, and all three, open the package."""
+    check_opening(ceremony, names)
+
+
+def test_custodians_with_rsa_keys(tmp_path: Path, rsa_halves: Path) -> None:
+    """Custodians may have RSA keys."""
+    made = Ceremony(tmp_path, rsa_halves)
+    made.ask()
+    check_opening(made, ("alice", "carol"))
+
+
+def check_opening(ceremony: Ceremony, names: tuple[str, ...]) -> None:
+    """Have custodians approve and open the package."""
     approvals = [ceremony.approve(name) for name in names]
     with open_package(ceremony.package, ceremony.request, approvals) as opened:
         assert {"token": CANARY, "pin": "7"} == {n: each.expose() for n, each in opened.items()}

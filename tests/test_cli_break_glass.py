@@ -8,12 +8,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
 from tapeseal.cli import app
 from tapeseal.keyrings.public_key import create_key_pair
+
+if TYPE_CHECKING:
+    from servers.bao import Server
 
 CANARY = "canary-of-break-glass-cli-3e"
 NAMES = ("alice", "bob", "carol")
@@ -188,13 +191,76 @@ PLAN = """
 state = "rotation.db"
 
 [secret.vault-admin]
-kind = "exec"
+kind = "api-key"
+tier = "root"
 owner = "security"
+monitor = "0s"
 
 [secret.vault-admin.options]
-live = ["sh", "-c", "echo {\\"version\\": \\"$(cat DIR/version)\\"}"]
-generate = ["sh", "-c", "echo 2 >DIR/version"]
+path = "secret/PATH"
 """
+
+
+@pytest.fixture
+def opening(
+    run: Run, bao: "Server", halves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[object], str]:
+    """The options that open an approved package, whose secret is in a plan; and where that is in KV."""
+    path = f"break-glass-{os.urandom(4).hex()}"
+    bao.admin.secrets.kv.v2.create_or_update_secret(path, {"key": CANARY})
+    (tmp_path / "rotation.toml").write_text(PLAN.replace("PATH", path))
+    monkeypatch.setenv("VAULT_ADDR", bao.address)
+    monkeypatch.setenv("VAULT_TOKEN", bao.token)
+    package = tmp_path / "p.glass"
+    custodians = [each for name in NAMES for each in ("--custodian", f"{name}={halves / name}.pub")]
+    arguments = [
+        "--threshold",
+        2,
+        *custodians,
+        "--text",
+        f"token={CANARY}",
+        "--opens",
+        "vault-admin",
+    ]
+    assert 0 == run("seal", package, *arguments).code
+    request, approvals = ceremony(run, package, halves)
+    plan = ["--plan", tmp_path / "rotation.toml", "--env", "T=token"]
+    return [package, request, *approvals, *plan], path
+
+
+def version(bao: "Server", path: str) -> int:
+    """Return the newest version of a secret."""
+    return int(bao.admin.secrets.kv.v2.read_secret_metadata(path)["data"]["current_version"])
+
+
+@pytest.mark.server
+def test_what_was_opened_is_rotated(bao: "Server", opening: tuple[list[object], str]) -> None:
+    """When the command has ended, what the package opened is another secret."""
+    arguments, path = opening
+    done = real("open", *arguments, "--", "sh", "-c", 'echo "$T"')
+    assert (0, CANARY) == (done.returncode, done.stdout.partition("\n")[0]), done.stderr
+    assert 2 == version(bao, path)
+    assert "rotating vault-admin" in done.stderr
+
+
+@pytest.mark.server
+def test_what_was_opened_is_rotated_whatever_becomes_of_us(
+    bao: "Server", opening: tuple[list[object], str], run: Run, tmp_path: Path
+) -> None:
+    """Where this process is killed while the command runs, the next run of the plan rotates all the same."""
+    arguments, path = opening
+    command = [sys.executable, "-m", "tapeseal", "break-glass", "open", *map(str, arguments)]
+    with subprocess.Popen(
+        [*command, "--", "sh", "-c", "echo; exec sleep 60"],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert 1 == version(bao, path)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert 0 == app.run(["rotate", "run", "--due", "--plan", str(tmp_path / "rotation.toml")])
+    assert 2 == version(bao, path)
 
 
 def test_what_it_opens_needs_a_plan(run: Run, halves: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,14 +16,18 @@ import pytest
 
 import rotation_world as world
 from rotation_world import CANARY, Service, write_plan
-from servers.bao import Cluster, Server, SingleServer
+from servers.bao import Cluster, Server, SingleServer, wait_for
 from servers.fault_proxy import FaultProxy
 from support import TESTS
-from tapeseal.errors import RotationError
+from tapeseal import audit
+from tapeseal.audit_log.log import AuditLog, create_log
+from tapeseal.errors import AuditError, RotationError
+from tapeseal.keyrings.local import LocalKeyring
 from tapeseal.rotation import acknowledge, journal, paths
 from tapeseal.rotation.engine import STEPS, Engine, Outcome
 from tapeseal.rotation.journal import Journal, Record
 from tapeseal.rotation.plan import read_plan
+from tapeseal.rotation.service import REQUESTS_EVERY, Daemon
 from tapeseal.rotation.services import PlanServices
 from tapeseal.vault import Token, VaultSession
 
@@ -186,7 +191,9 @@ def test_unknown_age_is_no_reason(make: Callable[..., World]) -> None:
     """A secret whose service cannot be asked is not rotated on a guess, and the others are."""
     here = make("db", "cache")
     here.service("db").trouble("down")
-    assert ["cache"] == list(here.run_due())
+    assert {"db": "failed", "cache": "finished"} == {
+        name: each.state for name, each in here.run_due().items()
+    }
     here.service("db").mend("down")
     assert ["db"] == list(here.run_due())
 
@@ -340,6 +347,67 @@ def test_revoke_that_fails_is_an_alarm(make: Callable[..., World]) -> None:
     here.service("db").mend("revoke-fails")
     assert "finished" == here.rotate("db").state
     here.check("db")
+
+
+@pytest.mark.parametrize(
+    ("step", "state"),
+    [
+        ("store", "rolled back"),
+        ("verify", "rolled back"),
+        ("revoke", "finished"),
+        ("monitor", "finished"),
+    ],
+)
+def test_claim_that_somebody_deletes(
+    make: Callable[..., World],
+    at_point: Callable[[str, Callable[[], None]], None],
+    step: str,
+    state: str,
+) -> None:
+    """Without its claim a rotation goes back as long as there is a way, and on to its end from there."""
+    here = make("db")
+    here.rotate("db")
+    with here.engine() as engine:
+        at_point(f"after {step} begin", engine.stop.set)
+        list(engine.rotate(["db"]))
+    # The step that had begun has ended; of this one nothing is known yet.
+    here.journal._database.execute("UPDATE rotations SET step = ? WHERE state = 'running'", (step,))
+    paths.delete(here.vault, f"{here.plan.staging}/db")
+    assert state == here.rotate("db").state
+    assert 1 == len(here.service("db").alive())
+    here.check("db")
+
+
+def test_stop_is_no_failed_verification(
+    make: Callable[..., World], at_point: Callable[[str, Callable[[], None]], None]
+) -> None:
+    """A stop while a target is given time to accept a credential rolls nothing back."""
+    here = make("db")
+    here.rotate("db")
+    path = here.directory / "rotation.toml"
+    path.write_text(path.read_text().replace('settle = "0s"', 'settle = "5s"'))
+    here.plan = read_plan(path)
+    service = here.service("db")
+    service.trouble("trusted", service.alive()[0])
+
+    def stop() -> None:
+        engine.stop.set()
+        threading.Timer(0.3, service.mend, ["trusted"]).start()
+
+    with here.engine() as engine:
+        at_point("after verify begin", stop)
+        (outcome,) = engine.rotate(["db"])
+    assert ("running", "adopt") == (outcome.state, record_of(outcome).step)
+
+
+def test_stop_before_it_begins(make: Callable[..., World]) -> None:
+    """What was still in line when a run was stopped is not begun."""
+    names = [f"db{number}" for number in range(20)]
+    here = make(*names, common="parallel = 2")
+    with here.engine() as engine:
+        engine.stop.set()
+        assert [] == list(engine.rotate(names))
+    assert {} == here.journal.records()
 
 
 def test_undead_credential_is_an_alarm(make: Callable[..., World]) -> None:
@@ -597,6 +665,40 @@ def test_requests_of_others(make: Callable[..., World]) -> None:
     assert [] == here.journal.requests()
 
 
+def test_daemon_does_an_emergency_first(
+    make: Callable[..., World], at_point: Callable[[str, Callable[[], None]], None]
+) -> None:
+    """What the daemon is at ends with its step, the emergency comes, and then the rest."""
+    here = make("db", "cache")
+    here.rotate("cache")
+
+    def ask() -> None:
+        here.journal.ask(journal.EMERGENCY, "cache", "compromised: secret=cache", 0.0)
+        time.sleep(4 * REQUESTS_EVERY)
+
+    at_point("after deploy begin", ask)
+    path = here.directory / "rotation.toml"
+    with Daemon(path, services=PlanServices(here.vault), metrics="127.0.0.1:0") as daemon:
+        thread = threading.Thread(target=daemon.run)
+        thread.start()
+        try:
+            wait_for(
+                "both",
+                lambda: "db" in here.journal.known() and here.journal.known()["db"].succeeded,
+            )
+        finally:
+            daemon.stop()
+            thread.join()
+    records = here.journal.records()
+    assert "compromised: secret=cache" == records["cache"].reason
+    (verified,) = [
+        at
+        for at, step, event, _ in here.journal.events(records["db"].id)
+        if (step, event) == ("verify", "begin")
+    ]
+    assert records["cache"].updated < verified
+
+
 # Interruptions
 
 
@@ -802,6 +904,71 @@ def test_canary_is_nowhere(make: Callable[..., World], caplog: pytest.LogCapture
     assert [] == [each.name for each in files if stat.S_IMODE(each.stat().st_mode) != 0o600]
     assert CANARY not in caplog.text
     assert CANARY not in repr(outcomes)
+
+
+# Audit
+
+
+@pytest.fixture
+def audit_log(tmp_path: Path, keyring: LocalKeyring) -> Iterator[Path]:
+    """An audit log of this process."""
+    path = tmp_path / "audit.log"
+    create_log(path, keyring=keyring)
+    with AuditLog(path, keyring=keyring) as log:
+        audit.start(log)
+        yield path
+        audit.stop()
+
+
+def test_audit_of_each_step(make: Callable[..., World], audit_log: Path) -> None:
+    """The audit log has each step of a rotation and how it ended, an alarm too, and no password."""
+    here = make("db", more='consumers = ["recorder"]\ngrace = "0s"')
+    here.rotate("db")
+    record = record_of(here.rotate("db"))
+    here.acknowledge("db", "recorder", "2")
+    here.rotate("db")
+    entries = [json.loads(line) for line in audit_log.read_text().splitlines()]
+    found = [
+        each["action"].removeprefix("rotation.")
+        for each in entries
+        if each.get("details", {}).get("rotation") == record.id
+    ]
+    assert [*STEPS[:5], "alarm", *STEPS[5:]] == found
+    assert ["rotation.acknowledge"] == [
+        each["action"] for each in entries if each.get("details", {}).get("consumer") == "recorder"
+    ]
+    assert CANARY not in audit_log.read_text()
+
+
+class BrokenLog:
+    """An audit log that cannot take the entries of a step, so many times."""
+
+    def __init__(self, action: str, times: int) -> None:
+        self.action = action
+        self.left = times
+
+    def check(self) -> None:
+        """Say nothing."""
+
+    def append(self, entry: audit.operation) -> None:
+        """Take an entry, or not."""
+        if entry.action == self.action and self.left:
+            self.left -= 1
+            raise AuditError("the disk is full")
+
+
+@pytest.mark.parametrize("step", ["generate", "store", "deploy", "revoke"])
+def test_step_without_an_entry_is_done_again(make: Callable[..., World], step: str) -> None:
+    """Where the audit log has no room, a rotation is not rolled back: the step is done, and recorded, later."""
+    here = make("db")
+    here.rotate("db")
+    audit.start(BrokenLog(f"rotation.{step}", 2))
+    try:
+        assert "finished" == here.rotate("db").state
+    finally:
+        audit.stop()
+    assert 2 == len(here.service("db").made())
+    here.check("db")
 
 
 # Crashes

@@ -131,7 +131,7 @@ SCRIPT = """
 case $1 in
 live)
     n=$(ls current | sort -n | tail -1)
-    [ -z "$n" ] || echo "{\\"version\\": \\"$n\\", \\"made\\": \\"2026-01-02T03:04:05Z\\"}"
+    [ -z "$n" ] || echo "{\\"version\\": \\"$n\\", \\"made\\": \\"$(date -ur current/$n +%FT%TZ)\\"}"
     ;;
 generate)
     rm -f alive/$TAPESEAL_ROTATION

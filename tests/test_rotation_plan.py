@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 import rotation_world as world
+from tapeseal.errors import PlanError
 from tapeseal.rotation.compromise import Compromise
 from tapeseal.rotation.plan import check_windows, read_plan
 from tapeseal.rotation.schedule import Calendars
@@ -72,11 +73,10 @@ def problems(path: Path, *changes: tuple[str, str]) -> list[str]:
         assert old in text
         text = text.replace(old, new, 1)
     path.write_text(text)
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(PlanError) as caught:
         read_plan(path)
-    first, *lines = str(caught.value).split("\n  ")
-    assert f"{path} is no plan:" == first
-    return lines
+    assert "\n  ".join([f"{path} is no plan:", *caught.value.problems]) == str(caught.value)
+    return caught.value.problems
 
 
 def test_plan(path: Path) -> None:
@@ -180,11 +180,19 @@ def test_problem(path: Path, old: str, new: str, said: str) -> None:
 def test_no_toml(path: Path, text: str) -> None:
     """What is no TOML says where."""
     path.write_text(text)
-    with pytest.raises(ValueError, match="is no TOML"):
+    with pytest.raises(PlanError, match="is no TOML"):
         read_plan(path)
     path.write_bytes(b"\xff")
-    with pytest.raises(ValueError, match="is no TOML"):
+    with pytest.raises(PlanError, match="is no TOML"):
         read_plan(path)
+
+
+def test_thousands_of_problems(path: Path) -> None:
+    """A text names the first of many problems, and how many there are more."""
+    path.write_text("".join(f"[secret.a{number}]\n" for number in range(100)))
+    with pytest.raises(PlanError, match=r"and 280 more$") as caught:
+        read_plan(path)
+    assert 300 == len(caught.value.problems)
 
 
 def test_problem_shows_no_value(path: Path) -> None:
@@ -205,7 +213,7 @@ def test_window_that_never_opens(tmp_path: Path, window: str, said: str) -> None
     """A window in which nothing could ever happen is no window."""
     path = world.write_plan(tmp_path / "rotation.toml", "db", more=f"window = {{ {window} }}")
     path.write_text(path.read_text().replace('deadline = "5s"', 'deadline = "5m"'))
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(PlanError, match=said):
         check_windows(read_plan(path), Calendars())
 
 

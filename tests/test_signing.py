@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 import tapeseal
 from servers.kms import REGION, make_clients_once
 from support import TICK, child, ticks
+from tapeseal import audit
 from tapeseal.cli import app
 from tapeseal.errors import (
     DamagedError,
@@ -424,6 +425,53 @@ def test_the_text_is_canonical(day):
     assert rest == b""
 
 
+def test_a_signer_that_goes_on_to_another_key(day):
+    """Where the key of the signature is not the one in the text, the statement is made anew."""
+
+    class Moving(LocalSigner):
+        signed = 0
+
+        def sign(self, message):
+            if not self.signed:
+                self._key = ec.generate_private_key(ec.SECP256R1())
+            self.signed += 1
+            return super().sign(message)
+
+    made = Moving()
+    statement = sign_statement([day], made)
+    assert 2 == made.signed
+    assert fingerprint(made.public_key()) == open_statement(statement, made.public_key()).public_key
+
+
+def test_the_audit_log(day):
+    """Signing and checking are noted, with the digest of the statement, and what was found."""
+    entries = []
+
+    class Log:
+        def check(self):
+            pass
+
+        def append(self, entry):
+            entries.append((entry.action, entry.subject, entry.result, entry.details))
+
+    audit.start(Log())
+    try:
+        statement = sign_statement([day], LOCAL)
+        os.unlink(day / "small.tape")
+        check(statement, day)
+        with pytest.raises(SignatureError):
+            check(statement[:-2], day)
+    finally:
+        audit.stop()
+    digest = hashlib.sha256(statement).hexdigest()
+    checker = fingerprint(LOCAL.public_key())
+    assert [
+        ("statement.sign", LOCAL.key, "done", {"tapes": 3, "sha256": digest}),
+        ("statement.verify", checker, "mismatch", {"sha256": digest, "wrong": 1}),
+    ] == entries[:2]
+    assert ("statement.verify", checker, "SignatureError") == entries[2][:3]
+
+
 def test_names_are_relative(day, monkeypatch):
     """A tape goes by the path below what was named: a directory, what stands before a pattern, or its own directory."""
 
@@ -446,6 +494,10 @@ def test_a_rewrap_leaves_it_valid(day, other_keyring, keyring):
     large = day / "XNAS" / "large.tape"
     tapeseal.rewrap(large, keyring=keyring, to=other_keyring)
     tapeseal.rewrap(day / "small.tape", keyring=keyring, to=other_keyring, copy=True)
+    for path, records in ((large, 200_000), (day / "small.tape", 10)):
+        assert tapeseal.verify(path, keyring=other_keyring).state == "sealed"
+        with tapeseal.open(path, keyring=other_keyring) as tape:
+            assert (tape[:] == ticks(0, records)).all()
     found = check(statement, day)
     assert found.ok
     assert {"same"} == set(states(found).values())
@@ -705,40 +757,62 @@ def test_a_trailer_that_lies(tmp_path, keyring, offset):
 
 @pytest.fixture
 def large_tape(random_file, tmp_path, keyring):
-    """A tape of 35 MiB, of which a part is hashed when the first progress is told."""
+    """A tape of 35 MiB."""
     path = tmp_path / "bytes.tape"
     tapeseal.encrypt_file(random_file, path, keyring=keyring)
     return path
 
 
-def test_a_file_that_changes_meanwhile(large_tape):
+@pytest.fixture
+def meanwhile(monkeypatch):
+    """Have something done when a file is read beyond its first MiB, once."""
+    read = tapeseal.files.pread_into
+
+    def meanwhile(do):
+        pending = [do]
+
+        def reading(fd, target, offset):
+            if offset > LEAF_SIZE and pending:
+                pending.pop()()
+            return read(fd, target, offset)
+
+        monkeypatch.setattr(tapeseal.files, "pread_into", reading)
+
+    return meanwhile
+
+
+def test_a_file_that_changes_meanwhile(large_tape, meanwhile):
     """A sealed tape that is written while it is hashed is not signed; in checking, that is said."""
     statement = sign_statement([large_tape], LOCAL)
 
-    def write(done, total):
+    def write():
         with large_tape.open("r+b") as file:
             file.seek(33 << 20)
             file.write(b"changed")
 
+    meanwhile(write)
     with pytest.raises(TapeChangedError, match=f"{large_tape}: the file changed while it was read"):
-        sign_statement([large_tape], LOCAL, threads=1, progress=write)
-    [wrong] = check(statement, large_tape, threads=1, progress=write).findings
+        sign_statement([large_tape], LOCAL, threads=1)
+    meanwhile(write)
+    [wrong] = check(statement, large_tape, threads=1).findings
     assert ("changed", "it changed while it was read") == (wrong.state, wrong.notes[-1])
 
 
-def test_a_file_that_is_cut_meanwhile(large_tape):
+def test_a_file_that_is_cut_meanwhile(large_tape, meanwhile):
     """A tape that becomes shorter while it is hashed is an error, and no short read is taken for its end."""
     statement = sign_statement([large_tape], LOCAL)
     data = large_tape.read_bytes()
 
-    def cut(done, total):
+    def cut():
         os.truncate(large_tape, 20 << 20)
 
-    found = check(statement, large_tape, threads=1, progress=cut)
+    meanwhile(cut)
+    found = check(statement, large_tape, threads=1)
     assert ["unreadable"] == [each.state for each in found.findings]
     large_tape.write_bytes(data)
+    meanwhile(cut)
     with pytest.raises(TapeChangedError, match=f"{large_tape}: the file became shorter"):
-        sign_statement([large_tape], LOCAL, threads=1, progress=cut)
+        sign_statement([large_tape], LOCAL, threads=1)
 
 
 def test_many_tapes_take_few_descriptors(tmp_path, key_file):

@@ -23,6 +23,9 @@ from tapeseal.doctor import SetUp as DoctorSetUp
 from tapeseal.doctor import examine
 from tapeseal.keyrings.aws_kms import AwsKmsKeyring
 from tapeseal.keyrings.vault_transit import VaultTransitKeyring
+from tapeseal.rotation.kinds import make_kind
+from tapeseal.rotation.plan import read_plan
+from tapeseal.rotation.schedule import SCHEDULES
 from tapeseal.templates import Node, SetUp, write_set_up
 
 KEY_ARN = SetUp().key_arn
@@ -396,10 +399,23 @@ def test_kubernetes_manifests_are_valid(written: Path) -> None:
 
 def test_nothing_is_replaced(tmp_path: Path) -> None:
     """Where one of the files is there already, none is written."""
-    (tmp_path / "plan.toml").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"plan\.toml"):
+    (tmp_path / "rotation.toml").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"rotation\.toml"):
         write_set_up(tmp_path, SetUp())
-    assert ["plan.toml"] == [path.name for path in tmp_path.iterdir()]
+    assert ["rotation.toml"] == [path.name for path in tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    "kind", ["api-key", "database-users", "service-account", "tls-certificate", "ssh-key"]
+)
+def test_the_plan_is_one(written: Path, kind: str) -> None:
+    """The plan is valid, keeps to the default schedules, and every kind in it says its calls."""
+    plan = read_plan(written / "rotation.toml")
+    found = [each for each in plan.secrets.values() if each.kind == kind]
+    assert 1 == len(found)
+    assert SCHEDULES[kind] == found[0].schedule
+    assert make_kind(kind).calls(found[0]) != []
+    assert {"root", "application", "configuration"} == {each.tier for each in plan.secrets.values()}
 
 
 def test_nothing_is_left_to_fill_in(written: Path) -> None:

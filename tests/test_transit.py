@@ -7,13 +7,17 @@ import os
 import pickle
 import re
 import stat
+import sys
 from pathlib import Path
 
 import pytest
 
 import tapeseal
+from memory_scan import Hit, Scanner
+from memory_scan import child as memory_child
 from servers.fault_proxy import FaultProxy
 from support import leaks
+from tapeseal import _core, audit
 from tapeseal._core import SecretBuffer
 from tapeseal.cli import app
 from tapeseal.errors import (
@@ -250,6 +254,46 @@ def test_a_batch_of_signatures(engine):
     results = engine.verify_batch("sign", signed, "ecdsa-p256-sha256")
     assert [7, 8, 9] == [number for number, each in enumerate(results) if each is not None]
     assert {SignatureError} == {type(results[number]) for number in (7, 8, 9)}
+
+
+class Log:
+    """Takes entries of the audit log."""
+
+    def __init__(self):
+        self.entries = []
+
+    def check(self):
+        pass
+
+    def append(self, entry):
+        details = {name: value for name, value in entry.details.items() if name != "sha256"}
+        self.entries.append((entry.action, entry.subject, entry.result, details))
+
+
+@pytest.fixture
+def log():
+    log = Log()
+    audit.start(log)
+    yield log
+    audit.stop()
+
+
+@pytest.mark.server
+def test_the_audit_log(engine, log):
+    """Each operation is noted with what became of it: an item that fails is a failed attempt."""
+    key = "vault-transit:services/transit/plain"
+    ciphertext = engine.encrypt("plain", PASSWORD)
+    engine.decrypt_batch("plain", [ciphertext, "hello"])
+    with pytest.raises(CiphertextError):
+        engine.decrypt("plain", "hello")
+    with pytest.raises(WrappingKeyError):
+        engine.encrypt("none", PASSWORD)
+    assert [
+        ("transit.encrypt", key, "done", {"items": 1}),
+        ("transit.decrypt", key, "done", {"items": 2, "failed": 1}),
+        ("transit.decrypt", key, "CiphertextError", {"items": 1, "failed": 1}),
+        ("transit.encrypt", f"{key[:-5]}none", "WrappingKeyError", {"items": 1}),
+    ] == log.entries
 
 
 # Signatures, HMACs, random bytes
@@ -562,6 +606,43 @@ def test_no_secret_is_shown(engine, faulty):
             with pytest.raises(TapesealError) as caught:
                 use()
             assert set() == leaks(caught.value, [text, PASSWORD.decode()])
+
+
+USER = """
+from tapeseal._core import SecretBuffer
+from tapeseal.vault import Token, VaultSession
+from tapeseal.vault.transit import Transit
+
+address, token, *ciphertexts = sys.argv[1:]
+with VaultSession(address, login=Token(token)) as session:
+    engine = Transit(session, "services/transit")
+    secrets = [engine.decrypt("plain", ciphertexts[0]), *engine.decrypt_batch("plain", ciphertexts[1:])]
+    engine.encrypt_batch("plain", secrets)
+    engine.hmac("plain", secrets[0])
+stage("in use")
+for each in secrets:
+    each.close()
+stage("closed")
+"""
+
+
+@pytest.mark.server
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/PID/mem")
+@pytest.mark.skipif(
+    not _core.KEY_SCHEDULES_PROTECTED,
+    reason="the system's libcrypto, or a sanitizer, has its own memory",
+)
+def test_where_plaintexts_stand(bao, engine):
+    """What is decrypted and encrypted, in batches too, stands in locked pages alone, and nowhere once it is closed."""
+    plaintexts = {f"{number}": os.urandom(32) for number in range(5)}
+    ciphertexts = engine.encrypt_batch("plain", list(plaintexts.values()))
+    scanner = Scanner(plaintexts)
+    with memory_child(USER, bao.address, bao.token, *ciphertexts) as process:
+        process.wait_for("in use")
+        expected = {Hit(number, "raw", protected=True) for number in plaintexts}
+        assert expected == scanner.process(process.pid)
+        process.go_on_to("closed")
+        assert set() == scanner.process(process.pid)
 
 
 # Small things

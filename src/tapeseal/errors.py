@@ -144,6 +144,39 @@ class RotationError(TapesealError):
     """A step of the rotation of a secret could not be done, for a reason that waiting does not mend."""
 
 
+class PlanError(TapesealError, ValueError):
+    """A plan of rotations cannot be used.
+
+    `problems` has all that is wrong with it, each with its place.
+    """
+
+    def __init__(self, path: str, problems: list[str]) -> None:
+        shown = problems[:20]
+        if len(problems) > len(shown):
+            shown.append(f"and {len(problems) - len(shown)} more")
+        super().__init__("\n  ".join([f"{path} is no plan:", *shown]))
+        self.path = path
+        self.problems = problems
+
+    def __reduce__(self) -> tuple[type, tuple[str, list[str]]]:
+        return type(self), (self.path, self.problems)
+
+
+class CommandError(RotationError):
+    """A command of a plan ended with another code than 0 and 75.
+
+    `code` is that, or below 0 its signal's number; `said` the last line of its standard error.
+    """
+
+    def __init__(self, message: str, code: int, said: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.said = said
+
+    def __reduce__(self) -> tuple[type, tuple[str, int, str]]:
+        return type(self), (str(self), self.code, self.said)
+
+
 class IrreversibleError(RotationError):
     """The old secret is dead or nowhere to be had, so a rotation cannot be rolled back: it must go forward."""
 

@@ -1,7 +1,6 @@
 """AWS KMS: its keys used, rotated and listed (docs/aws.md), and the connection that the keyring uses too."""
 
 import hashlib
-import json
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -168,6 +167,7 @@ class Connection:
         *,
         sends: SecretBuffer | None = None,
         takes: bool = False,
+        once: bool = False,
         refusals: Mapping[str, "Refusal"] | None = None,
     ) -> tuple[Mapping[str, Any], SecretBuffer | None]:
         """Call KMS and return the answer without its secret, and the secret.
@@ -178,6 +178,7 @@ class Connection:
             parameters: of the operation; PLACEHOLDER stands for the secret.
             sends: the secret of the request.
             takes: whether the answer's Plaintext is wanted.
+            once: botocore's retries do not send it again; a ServiceUnavailableError may then mean that it was done.
             refusals: what codes of KMS mean for this operation, before what they mean for all.
 
         Raises:
@@ -193,7 +194,7 @@ class Connection:
         # the frames of their tracebacks, hold what was sent and answered.
         failure: TapesealError | ValueError
         try:
-            with Exchange(send=sends) as exchange:
+            with Exchange(send=sends, once=once) as exchange:
                 answer = getattr(client, _method(operation))(**parameters)
                 return answer, exchange.take("Plaintext") if takes else None
         except ServiceUnavailableError as error:
@@ -518,7 +519,6 @@ class Kms:
         """
         parameters = {"Plaintext": PLACEHOLDER, "EncryptionContext": _context(encryption_context)}
         with audit.operation("kms.encrypt", key), in_key_memory(plaintext) as secret:
-            del plaintext  # No traceback is to hold it.
             if not 1 <= len(secret) <= MAX_PLAINTEXT_SIZE:
                 raise ValueError(
                     f"KMS encrypts 1 to {MAX_PLAINTEXT_SIZE} bytes, not {len(secret)}: make a tape or a blob"
@@ -659,9 +659,12 @@ class Kms:
 
         KMS does it within seconds or minutes: rotation() says whether it is still at it, rotations() when it was done.
         A key allows a limited number of these in its life.
+
+        Raises:
+            ServiceUnavailableError: also where it is unknown whether KMS does it.
         """
         with audit.operation("kms.rotate", key):
-            self._call("RotateKeyOnDemand", self._id(key), {}, refusals=_OF_ROTATIONS)
+            self._call("RotateKeyOnDemand", self._id(key), {}, once=True, refusals=_OF_ROTATIONS)
 
     def rotations(self, key: str) -> list[tuple[datetime, str]]:
         """Return when a key's material was rotated, the earliest first, and how: "AUTOMATIC" or "ON_DEMAND"."""
@@ -734,6 +737,63 @@ class Kms:
             parameters = {"AliasName": alias, "TargetKeyId": self._id(key)}
             self._connection.call(operation, alias, parameters, refusals=_OF_ALIASES)
 
+    def tags(self, key: str) -> dict[str, str]:
+        """Return the tags of a key."""
+        key = self._id(key)
+        found = {}
+        for each in self._pages("ListResourceTags", key, {"KeyId": key}, "Tags"):
+            name, value = each.get("TagKey"), each.get("TagValue")
+            if isinstance(name, str) and isinstance(value, str):
+                found[name] = value
+        return found
+
+    def tag(self, key: str, tags: Mapping[str, str]) -> None:
+        """Give a key tags, beside those it has."""
+        with audit.operation("kms.tag", key, tags=", ".join(tags)):
+            self._call("TagResource", self._id(key), {"Tags": _tags(tags)})
+
+    def create_key_like(self, key: str, *, tags: Mapping[str, str]) -> str:
+        """Make a key of the same kind, usage, description, policy and tags as another, and return its ARN.
+
+        Args:
+            key: the other.
+            tags: beside the other's, or in place of them; they are there as soon as the key is, which they find.
+
+        Raises:
+            ServiceUnavailableError: also where it is unknown whether a key was made.
+        """
+        with audit.operation("kms.create_key", key) as entry:
+            like = self.describe(key)
+            if not like.specification or not like.usage:
+                raise self._connection.not_whole(key, "KeyUsage")
+            policy, _ = self._call("GetKeyPolicy", like.key, {"PolicyName": "default"})
+            if not isinstance(policy.get("Policy"), str):
+                raise self._connection.not_whole(key, "Policy")
+            theirs = {
+                name: value
+                for name, value in self.tags(like.key).items()
+                if not name.startswith("aws:")
+            }
+            answer, _ = self._connection.call(
+                "CreateKey",
+                key,
+                {
+                    "KeySpec": like.specification,
+                    "KeyUsage": like.usage,
+                    "Description": like.description,
+                    "Policy": policy["Policy"],
+                    "Tags": _tags({**theirs, **tags}),
+                },
+                once=True,
+                refusals=_OF_PARAMETERS,
+            )
+            metadata = answer.get("KeyMetadata")
+            arn = parse_arn(str(metadata.get("Arn"))) if isinstance(metadata, dict) else None
+            if arn is None:
+                raise self._connection.not_whole(key, "KeyMetadata")
+            entry.version = str(arn)
+        return str(arn)
+
     # Inventory
 
     def describe(self, key: str) -> KeyInfo:
@@ -772,18 +832,7 @@ class Kms:
             problem=problem,
         )
 
-    def policy(self, key: str) -> Mapping[str, Any]:
-        """Return the policy of a key, as the JSON of it has it."""
-        answer, _ = self._call("GetKeyPolicy", self._id(key), {"PolicyName": "default"})
-        try:
-            found = json.loads(str(answer.get("Policy")))
-        except ValueError:
-            found = None
-        if not isinstance(found, dict):
-            raise self._connection.not_whole(key, "Policy")
-        return found
-
-    def inventory(self, *, threads: int = 8) -> Iterator[KeyInfo]:
+    def keys(self, *, threads: int = 8) -> Iterator[KeyInfo]:
         """List all keys of the account in the region with their rotation dates, in the order of KMS.
 
         A key that a policy hides is listed with its `problem`.
@@ -826,6 +875,7 @@ class Kms:
         *,
         sends: SecretBuffer | None = None,
         takes: bool = False,
+        once: bool = False,
         refusals: Mapping[str, Refusal] | None = None,
     ) -> tuple[Mapping[str, Any], SecretBuffer | None]:
         """Call KMS for a key; what answers for another is refused."""
@@ -836,6 +886,7 @@ class Kms:
             {"KeyId": key, **parameters},
             sends=sends,
             takes=takes,
+            once=once,
             refusals={**_OF_PARAMETERS, **(refusals or {})},
         )
         try:
@@ -962,6 +1013,10 @@ def _check_alias(alias: str) -> None:
         raise ValueError(
             "an alias is alias/NAME, of letters, digits, / _ and -, and not of alias/aws/"
         )
+
+
+def _tags(tags: Mapping[str, str]) -> list[dict[str, str]]:
+    return [{"TagKey": name, "TagValue": value} for name, value in tags.items()]
 
 
 def _date(answer: Mapping[str, Any], field: str) -> datetime | None:

@@ -4,9 +4,10 @@ import hmac
 import json
 import re
 import socket
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 from tapeseal import _core, layout
@@ -196,7 +197,7 @@ def next_header(header: LogHeader, head: "Head", recipients: list[Recipient]) ->
 
 def now_text() -> str:
     """Return the time as headers have it."""
-    return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time()))
 
 
 def parse_header(line: bytes) -> LogHeader:

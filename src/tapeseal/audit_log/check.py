@@ -5,8 +5,6 @@ import fcntl
 import hashlib
 import json
 import os
-import re
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
@@ -15,7 +13,7 @@ from tapeseal import files
 from tapeseal.audit_log import chain
 from tapeseal.audit_log.anchors import LogAnchor
 from tapeseal.audit_log.chain import ChainKey, Head, LogHeader
-from tapeseal.audit_log.log import LOCK_SECONDS, file_path, head_path, read_header
+from tapeseal.audit_log.log import earlier_files, head_path, read_header, take_lock
 from tapeseal.body import Anchor
 from tapeseal.datakey import Keyring
 from tapeseal.errors import DamagedError
@@ -37,6 +35,7 @@ KINDS: Final = (
 """Kinds of problems: a forged header; an entry that was changed, removed, moved, or never written by the log; entries
 missing at the end; a head that is missing or forged; an anchor that the log does not meet."""
 
+_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 _BLOCK = 1 << 20
 _LINE_START = b'{"sequence":'
 _TAPE_ANCHOR = b'"anchor":"tapeseal-anchor:'
@@ -168,6 +167,8 @@ class _Checker:
         # What the next line is to have; no MAC: the line before it is gone or not readable.
         self._expected = 1
         self._before: list[bytes] = []
+        # Whether the line before it was changed, and maybe its MAC too.
+        self._is_doubtful = False
         self._gaps: list[_Gap] = []
         # Entries that were met too early, by their numbers: line, body and MAC.
         self._early: dict[int, tuple[_Line, bytes, bytes]] = {}
@@ -180,20 +181,26 @@ class _Checker:
     # The files
 
     def run(self, stack: contextlib.ExitStack, from_file: int) -> None:
-        raw, fds = self._snapshot(stack, from_file)
-        self._total = sum(os.fstat(fd).st_size for _, fd in fds)
+        raw, earlier, present = self._snapshot(stack, from_file)
+        self._total = sum(os.path.getsize(name) for name in earlier)
+        if present >= 0:
+            self._total += os.fstat(present).st_size
         number = from_file
-        for name, fd in fds:
+        for name in [*earlier, self._path] if present >= 0 else earlier:
             self._file = name
             self.found.files.append(name)
-            header = self._take_header(fd, number, raw)
-            if header is None:
-                if self._key is None:
+            # One at a time: there may be more of them than descriptors. What was rolled changes no more.
+            fd = present if name == self._path else os.open(name, _READ)
+            try:
+                header = self._take_header(fd, number, raw)
+                if header is None and self._key is None:
                     return
-            else:
-                number = header.file
-            self._check_lines(fd)
-            number += 1
+                number = number if header is None else header.file
+                self._check_lines(fd)
+                number += 1
+            finally:
+                if fd != present:
+                    os.close(fd)
         self._file = self._path
         self._settle_early()
         self._check_head(raw)
@@ -203,39 +210,29 @@ class _Checker:
 
     def _snapshot(
         self, stack: contextlib.ExitStack, from_file: int
-    ) -> tuple[bytes, list[tuple[str, int]]]:
-        """Open the files of the log and read its head, while no writer is at work; return both."""
+    ) -> tuple[bytes, list[str], int]:
+        """Look at the log while no writer is at work.
 
-        def opened(name: str) -> int:
-            fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            stack.callback(os.close, fd)
-            return fd
-
+        Returns:
+            Its head, the names of its earlier files, and a descriptor of its present one, -1 where that is gone.
+        """
         raw = b""
-        fds: list[tuple[str, int]] = []
         with contextlib.ExitStack() as locked:
             with contextlib.suppress(FileNotFoundError):
-                head = os.open(head_path(self._path), os.O_RDONLY | os.O_CLOEXEC)
+                head = os.open(head_path(self._path), _READ)
                 locked.callback(os.close, head)
-                _lock_shared(head)
+                take_lock(head, fcntl.LOCK_SH, self._path)
                 raw = files.pread_exact(head, chain.HEAD_SIZE + 1, 0)
-            directory, base = os.path.split(os.path.abspath(self._path))
-            pattern = re.compile(rf"{re.escape(base)}\.([0-9]{{6,}})")
-            earlier = sorted(
-                (int(match[1]), name)
-                for name in os.listdir(directory)
-                if (match := pattern.fullmatch(name)) and int(match[1]) >= from_file
-            )
-            for number, _ in earlier:
-                name = file_path(self._path, number)
-                fds.append((name, opened(name)))
+            earlier = [name for number, name in earlier_files(self._path) if number >= from_file]
             try:
-                fds.append((self._path, opened(self._path)))
+                present = os.open(self._path, _READ)
+                stack.callback(os.close, present)
             except FileNotFoundError:
-                if not fds and not raw:
+                if not earlier and not raw:
                     raise
                 self._problem(0, "cut", "the present file of the log is gone")
-        return raw, fds
+                present = -1
+        return raw, earlier, present
 
     def _take_header(self, fd: int, number: int, raw: bytes) -> LogHeader | None:
         """Authenticate a file's header, and see that it follows the file before."""
@@ -381,7 +378,7 @@ class _Checker:
 
     def _check_line(self, line: _Line, following: _Line | None, fd: int) -> None:
         """Look at a line that does not simply follow the one before."""
-        split = chain.split_line(line.text) if line.whole else None
+        split = chain.split_line(line.text) if line.whole or self._is_behind_head(line) else None
         sequence = chain.sequence_of(line.text)
         next_sequence = None if following is None else chain.sequence_of(following.text)
         if split is None or sequence is None or len(line.text) >= chain.MAX_LINE_SIZE:
@@ -393,16 +390,25 @@ class _Checker:
         if self._follows(self._before, body, mac) and sequence == self._expected:
             self._accept(line, sequence, mac)
         elif sequence == self._expected:
-            if not self._before:
-                # What would prove it is gone; whether that is a problem was said where it went.
+            if not self._before or self._is_doubtful:
+                # What would prove it is gone, or changed: that is a problem there, and not here.
                 self.found.unchecked += 1
                 gap = self._gaps[-1] if self._gaps and self._gaps[-1].last == sequence - 1 else None
                 if gap is not None:
                     gap.follower = (body, mac, line.number)
                 self._advance(sequence, [mac])
                 return
+            after = None if following is None else chain.split_line(following.text)
+            if (
+                next_sequence == sequence
+                and after is not None
+                and self._follows(self._before, *after)
+            ):
+                self._problem(line.number, "added", f"a line that says to be entry {sequence}")
+                return
             self._problem(line.number, "changed", f"entry {sequence} is not as it was written")
             self._advance(sequence, [mac, *(self._mac(before, body) for before in self._before)])
+            self._is_doubtful = True
         elif sequence > self._expected:
             self._check_too_early(line, following, next_sequence, sequence, body, mac)
         else:
@@ -412,14 +418,7 @@ class _Checker:
         self, line: _Line, following: _Line | None, next_sequence: int | None, fd: int
     ) -> None:
         if following is None and not line.whole:
-            head, header = self._head, self._header
-            assert header is not None
-            if (
-                head is not None
-                and head.sequence < self._expected
-                and line.offset >= head.size
-                and head.file == header.file
-            ):
+            if self._is_behind_head(line):
                 self._notice(
                     line.number, "torn", "the last line is not whole: its writer died, or is at it"
                 )
@@ -447,6 +446,13 @@ class _Checker:
         split = None if following is None else chain.split_line(following.text)
         guesses = [each for each in guesses if split is not None and self._follows([each], *split)]
         self._advance(self._expected, guesses)
+
+    def _is_behind_head(self, line: _Line) -> bool:
+        """Whether a line stands where a writer died, or is at it: behind what the head says to be there."""
+        head, header = self._head, self._header
+        if head is None or header is None or head.file > header.file:
+            return False
+        return head.file < header.file or line.offset >= head.size
 
     def _check_too_early(
         self,
@@ -557,6 +563,7 @@ class _Checker:
     def _advance(self, sequence: int, before: list[bytes]) -> None:
         self._expected = sequence + 1
         self._before = before
+        self._is_doubtful = False
 
     def _mac(self, before: bytes, body: bytes) -> bytes:
         assert self._key is not None
@@ -626,6 +633,12 @@ class _Checker:
                 f"the head was {details.get('head')}, as a writer found at {fields['time']}: whether "
                 "entries before this one were cut cannot be told",
             )
+        elif action == "audit.unsynced":
+            self._notice(
+                line.number,
+                "unsynced",
+                f"the disk failed: entries up to {details.get('last')} might not have survived a power cut",
+            )
         elif action == "audit.lost":
             self._notice(
                 line.number,
@@ -684,17 +697,3 @@ class _Checker:
 
     def _notice(self, line: int, kind: str, text: str) -> None:
         self.found.notices.append(LogProblem(self._file, line, kind, text))
-
-
-def _lock_shared(fd: int) -> None:
-    end = time.monotonic() + LOCK_SECONDS
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > end:
-                raise TimeoutError(
-                    f"a writer has held the audit log for {LOCK_SECONDS:g} seconds"
-                ) from None
-            time.sleep(0.001)

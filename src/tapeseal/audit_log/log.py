@@ -11,6 +11,7 @@ import logging
 import os
 import pwd
 import random
+import re
 import secrets
 import socket
 import stat
@@ -26,7 +27,7 @@ from typing import NamedTuple, Self
 
 from tapeseal import files
 from tapeseal._core import process_epoch
-from tapeseal.audit import operation
+from tapeseal.audit import active, operation, stop
 from tapeseal.audit_log import chain
 from tapeseal.audit_log.anchors import AnchorSchedule, LogAnchor
 from tapeseal.audit_log.chain import ChainKey, Head, LogHeader
@@ -61,6 +62,17 @@ def file_path(path: StrPath, number: int) -> str:
     return f"{os.fspath(path)}.{number:06d}"
 
 
+def earlier_files(path: StrPath) -> list[tuple[int, str]]:
+    """Return number and name of each earlier file of a log that stands beside it, in their order."""
+    directory, base = os.path.split(os.path.abspath(path))
+    pattern = re.compile(rf"{re.escape(base)}\.([0-9]{{6,}})")
+    return sorted(
+        (int(match[1]), os.path.join(directory, name))
+        for name in os.listdir(directory)
+        if (match := pattern.fullmatch(name))
+    )
+
+
 def create_log(
     path: StrPath,
     *,
@@ -80,7 +92,7 @@ def create_log(
         mode: permission bits; 0o660 lets the users of a group share the log.
 
     Raises:
-        FileExistsError: something stands at the path; it is left as it is.
+        FileExistsError: something stands at the path, or where its head or earlier files do; it is left as it is.
         ValueError: a limit below 1, or a mode that lets everybody in.
         KeyUnavailableError: the keyring could not make a key.
     """
@@ -91,22 +103,28 @@ def create_log(
         raise ValueError("roll_size and roll_seconds are 1 or more")
     if mode & ~0o660 or mode & 0o600 != 0o600:
         raise ValueError("an audit log is its owner's alone, or also its group's: 0o600 to 0o660")
-    if os.path.lexists(name):
-        raise FileExistsError(errno.EEXIST, "the file exists", name)
+    for each in (name, head_path(name), f"{name}.new", *(old for _, old in earlier_files(name))):
+        # What is left of a log whose file was taken away is evidence.
+        if os.path.lexists(each):
+            raise FileExistsError(errno.EEXIST, "the file exists", each)
     log_id = secrets.token_bytes(16)
     key, recipients = chain.new_key(keyring, log_id)
     with contextlib.closing(key):
         header, line = chain.first_header(log_id, roll_size, roll_seconds, recipients).sealed(key)
         head = Head(1, 0, header.size, header.mac)
         # The head first: a log without one is a log of which somebody took it away.
-        with files.new_file(head_path(name), mode, replace=True) as fd:
+        with files.new_file(head_path(name), mode, replace=False) as fd:
             os.fchmod(fd, mode)
             files.write_all(fd, chain.build_head(log_id, head, key))
             os.fsync(fd)
-        with files.new_file(name, mode, replace=False) as fd:
-            os.fchmod(fd, mode)
-            files.write_all(fd, line)
-            os.fsync(fd)
+        try:
+            with files.new_file(name, mode, replace=False) as fd:
+                os.fchmod(fd, mode)
+                files.write_all(fd, line)
+                os.fsync(fd)
+        except BaseException:
+            os.unlink(head_path(name))
+            raise
     files.sync_directory(name)
     return log_id.hex()
 
@@ -131,8 +149,6 @@ class _Note(NamedTuple):
 
     action: str
     details: _Facts
-    newline: bool = False
-    """Whether the file does not end with one."""
 
 
 class AuditLog:
@@ -209,16 +225,16 @@ class AuditLog:
         self._sink_threads = [SinkThread(sink) for sink in self._sinks]
         self._warned_at = -1e9
         self._failure: Exception | None = None
-        self._last_anchor = (time.monotonic(), 0)
-        self._who = _who(self.identity)
+        # Whether the file does not end with one: a crash cut its last line.
+        self._lacks_newline = False
 
     # What audit.operation calls
 
     def check(self) -> None:
         """Raise AuditError where entries cannot be written now; those that are waiting are tried first."""
         self._be_ready("the operation was not begun")
-        if self._failure is not None and self._key is not None:
-            with self._writer:
+        if self._failure is not None:
+            with self._writing():
                 self._write_queue()
                 failure = self._failure
             if failure is not None and self.strict:
@@ -233,10 +249,13 @@ class AuditLog:
         if self._opener == threading.get_ident():
             return  # It is the unwrapping of the log's own key.
         self._be_ready("the operation itself is over")
+        if self._key is None:
+            self.lost += 1  # In a fork that could not open it.
+            return
         item = _Item(self._text(entry))
         self._queue.append(item)
         # Whoever comes first writes what all have queued; a batch is one write.
-        with self._writer:
+        with self._writing():
             if not item.done:
                 self._write_queue()
         if item.error is not None and self.strict:
@@ -245,12 +264,14 @@ class AuditLog:
     def close(self) -> None:
         """Write what is waiting, make it durable, and give up the file; closing again does nothing.
 
-        Sinks that are behind get two seconds.
+        Where it is the process's log, operations go unrecorded from here on. Sinks that are behind get two seconds.
         """
         if self._closed:
             return
         self._closed = True
         _logs.discard(self)
+        if active() is self:
+            stop()
         if self._epoch != process_epoch():
             return
         self._stop.set()
@@ -290,6 +311,18 @@ class AuditLog:
             str(thread.sink): (thread.failures, thread.dropped) for thread in self._sink_threads
         }
 
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Be the one thread that writes; not for ever, for the key may come from a service that another waits for."""
+        if not self._writer.acquire(timeout=2 * LOCK_SECONDS):
+            raise AuditError(
+                f"another thread has held the audit log {self.path} for {2 * LOCK_SECONDS:g} seconds"
+            )
+        try:
+            yield
+        finally:
+            self._writer.release()
+
     # Opening
 
     @property
@@ -309,6 +342,8 @@ class AuditLog:
         return keyring_of(given) if isinstance(given, str | Sequence) else given
 
     def _open(self) -> None:
+        # Not at the fork: the user's name comes from libc, which another thread may have been in.
+        self._who = _who(self.identity)
         fd, header = _open_file(self.path)
         try:
             self._key = chain.unlock(header, self._make_keyring())
@@ -324,6 +359,9 @@ class AuditLog:
         if self._fd >= 0:
             os.close(self._fd)
         self._fd, self._header = fd, header
+        if header.roll_seconds is not None:
+            created = time.strptime(header.created, "%Y-%m-%dT%H:%M:%SZ")
+            self._period = calendar.timegm(created) // header.roll_seconds
         status = os.fstat(fd)
         self._inode = (status.st_dev, status.st_ino)
         self._raw_head = b""
@@ -345,20 +383,25 @@ class AuditLog:
             return
         if self._closed:
             raise AuditError(f"the audit log {self.path} is closed; {what}")
-        with self._writer:
+        with self._writing():
             if self._is_open:
                 return
             if not isinstance(self._keyring, str | Sequence):
-                raise ForkError(
+                said = (
                     f"the audit log {self.path} belongs to the process that opened it: open it in the fork, "
                     "or give it its keyring as a URI"
                 )
+                if self.strict:
+                    raise ForkError(said)
+                self._warn(said)
+                return
+            for sink in self._sinks:
+                sink.close()  # What it has open is the parent's.
             try:
                 with self._as_opener():
                     self._open()
             except (TapesealError, OSError, ValueError) as error:
-                self._warn(error)
-                self._failure = error
+                self._warn(f"a fork could not open it: {error}")
                 if self.strict:
                     raise _refused(self.path, error, what) from None
 
@@ -395,14 +438,11 @@ class AuditLog:
         self._unwritten.clear()
         while self._queue:
             items.append(self._queue.popleft())
-        if self._key is None:
-            self._keep_waiting(items, self._failure)
-            return
         try:
             lines = self._write(items)
         except (OSError, TapesealError) as error:
             self._keep_waiting(items, error)
-            self._warn(error)
+            self._warn(f"it takes no entries: {error}; {len(self._unwritten)} are waiting")
             return
         except BaseException:  # An interrupt: the next one writes what this one did not.
             self._keep_waiting(items, None)
@@ -428,25 +468,29 @@ class AuditLog:
             self._unwritten.popleft()
             self.lost += 1
 
-    def _warn(self, error: Exception) -> None:
+    def _warn(self, text: str) -> None:
+        """Tell Python's logging, once a minute at most."""
         now = time.monotonic()
         if now - self._warned_at >= 60:
             self._warned_at = now
-            logger.error(
-                "%s takes no entries: %s; %d are waiting", self.path, error, len(self._unwritten)
-            )
+            logger.error("%s: %s", self.path, text)
 
     def _write(self, items: Sequence[_Item]) -> list[bytes]:
         """Append the lines of items, and before them what was found amiss; all or none of them."""
         with self._locked():
             notes = self._look()
-            if self._is_roll_due():
-                self._roll(None)
+            # What was found amiss is said in the file that it is in.
+            if not notes and not self._lacks_newline and self._is_roll_due():
+                try:
+                    self._roll(None)
+                except (OSError, AuditError) as error:
+                    # Better a file that is too large than no entry.
+                    self._warn(f"it goes on in its present file: {error}")
             texts = [self._note_text(note) for note in notes]
             if self.lost and items:
                 texts.append(self._note_text(_Note("audit.lost", {"entries": self.lost})))
             texts += [item.text for item in items]
-            if not texts:
+            if not texts and not self._lacks_newline:
                 return []
             key = self._key
             assert key is not None
@@ -458,7 +502,7 @@ class AuditLog:
                 mac = key.entry(mac, body)
                 lines.append(chain.build_line(body, mac))
             data = b"".join(lines)
-            if any(note.newline for note in notes):
+            if self._lacks_newline:
                 data = b"\n" + data
             size = os.fstat(self._fd).st_size
             try:
@@ -470,9 +514,15 @@ class AuditLog:
                 raise
             for item in items:
                 item.done, item.error = True, None
+            self._lacks_newline = False
             self._write_head(Head(self._header.file, sequence, size + len(data), mac))
             if self.sync_seconds == 0:
-                os.fdatasync(self._fd)
+                try:
+                    os.fdatasync(self._fd)
+                except OSError as error:
+                    for item in items:
+                        item.error = error
+                    raise
         if items:
             self.lost = 0
         return lines
@@ -487,24 +537,12 @@ class AuditLog:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """Hold the head's lock, which all who write the log wait for."""
-        end = None
-        pause = _FIRST_PAUSE
         while True:
             if self._head_fd < 0:
                 self._open_head()
+            # The taking too: an interrupt can come when the lock is there.
             try:
-                fcntl.flock(self._head_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                now = time.monotonic()
-                end = now + LOCK_SECONDS if end is None else end
-                if now > end:
-                    raise AuditError(
-                        f"another process has held the audit log {self.path} for {LOCK_SECONDS:g} seconds"
-                    ) from None
-                time.sleep(pause * random.uniform(0.5, 1.0))
-                pause = min(2 * pause, _LONGEST_PAUSE)
-                continue
-            try:
+                take_lock(self._head_fd, fcntl.LOCK_EX, self.path)
                 if files.has_name(self._head_fd, head_path(self.path)):
                     yield
                     return
@@ -553,6 +591,7 @@ class AuditLog:
             return []
         if inode != self._inode:
             self._take_next_file()
+        self._lacks_newline = os.pread(self._fd, 1, max(0, status.st_size - 1)) != b"\n"
         assert self._key is not None
         header, size = self._header, os.fstat(self._fd).st_size
         start = Head(header.file, header.sequence, header.size, header.mac)
@@ -561,7 +600,7 @@ class AuditLog:
             if size < head.size:
                 self._head = head._replace(size=size)
                 found: _Facts = {"size": size, "expected": head.size, "mac": head.mac.hex()}
-                return [_Note("audit.cut", found, self._lacks_newline(size))]
+                return [_Note("audit.cut", found)]
             return self._scan(head, size)
         if head is not None and (head.sequence, head.mac) == (header.sequence, header.previous):
             return self._scan(start, size)  # Another writer died between the new file and its head.
@@ -578,26 +617,22 @@ class AuditLog:
             # An older file was put back: the chain goes on from where it was.
             self._head = Head(header.file, head.sequence, size, head.mac)
             found = {"file": header.file, "expected_file": head.file, "mac": head.mac.hex()}
-            return [_Note("audit.cut", found, self._lacks_newline(size))]
+            return [_Note("audit.cut", found)]
         notes = self._scan(start, size)
         state = "missing" if not raw else "forged" if head is None else "old"
-        return [_Note("audit.head", {"head": state}, bool(notes) and notes[0].newline), *notes]
-
-    def _lacks_newline(self, size: int) -> bool:
-        return size > 0 and os.pread(self._fd, 1, size - 1) != b"\n"
+        return [_Note("audit.head", {"head": state}), *notes]
 
     def _scan(self, start: Head, size: int) -> list[_Note]:
         """Take the lines that stand behind a head which their writer did not get to update."""
         assert self._key is not None
         at, sequence, mac = start.size, start.sequence, start.mac
         rest = b""
-        while at + len(rest) < size:
+        while at < size:
             block = files.pread_exact(self._fd, 1 << 20, at + len(rest))
-            if not block:
-                break
-            rest += block
-            lines = rest.split(b"\n")
-            for line in lines[:-1]:
+            lines = (rest + block).split(b"\n")
+            # Of the last line the newline alone may be missing.
+            rest = b"" if len(block) < 1 << 20 else lines.pop()
+            for line in lines:
                 split = chain.split_line(line)
                 if (
                     split is None
@@ -605,10 +640,9 @@ class AuditLog:
                     or self._key.entry(mac, split[0]) != split[1]
                 ):
                     break
-                sequence, mac, at = sequence + 1, split[1], at + len(line) + 1
+                sequence, mac, at = sequence + 1, split[1], min(size, at + len(line) + 1)
             else:
-                rest = lines[-1]
-                if len(rest) <= chain.MAX_LINE_SIZE:
+                if len(rest) <= chain.MAX_LINE_SIZE and block:
                     continue
             break
         self._head = Head(self._header.file, sequence, size, mac)
@@ -619,7 +653,7 @@ class AuditLog:
         for offset in range(at, size, 1 << 20):
             digest.update(files.pread_exact(self._fd, min(1 << 20, size - offset), offset))
         found: _Facts = {"offset": at, "bytes": torn, "sha256": digest.hexdigest()}
-        return [_Note("audit.torn", found, self._lacks_newline(size))]
+        return [_Note("audit.torn", found)]
 
     # Files
 
@@ -658,14 +692,7 @@ class AuditLog:
             return True
         if header.roll_seconds is None:
             return False
-        day = int(time.time()) // header.roll_seconds
-        if day == self._rolled_day:
-            return False
-        created = time.strptime(header.created, "%Y-%m-%dT%H:%M:%SZ")
-        self._rolled_day = day
-        return calendar.timegm(created) // header.roll_seconds != day
-
-    _rolled_day = -1
+        return int(time.time()) // header.roll_seconds != self._period
 
     def roll(self, to: Keyring | None = None) -> str:
         """Begin the log's next file now, and return the name that the old one has from here on.
@@ -675,20 +702,18 @@ class AuditLog:
                 it too.
 
         Raises:
-            AuditError: the log is not as it should be; verify it first.
+            AuditError, OSError: it could not be; the log goes on in its present file.
+            KeyUnavailableError: the keyring could not make a key.
         """
         self._be_ready("it was not rolled")
-        with self._writer, self._locked():
-            self._look_for_nothing()
-            return self._roll(to)
-
-    def _look_for_nothing(self) -> None:
-        notes = self._look()
-        if notes:
-            self._raw_head = b""  # The next entry is to find it too.
-            raise AuditError(
-                f"{self.path} is not as it was left ({notes[0].action}): verify it first"
-            )
+        with self._writing():
+            while True:
+                # Whatever a crash or somebody left behind is in the old file.
+                self._write([])
+                with self._locked():
+                    if not self._look():
+                        return self._roll(to)
+                    self._raw_head = b""
 
     def _roll(self, to: Keyring | None) -> str:
         """Begin the next file; with the lock. A crash leaves the old one or the new one under the log's name."""
@@ -731,9 +756,9 @@ class AuditLog:
 
     def _keep(self) -> None:
         """Make entries durable, and have anchors signed, when it is time."""
-        last = (time.monotonic(), self.written)
+        tried, anchored = time.monotonic(), 0
         while not self._stop.is_set():
-            self._dirty.wait(None if self._anchors is None else 1.0)
+            self._dirty.wait(None if self._anchors is None else min(1.0, self._anchors.seconds))
             if self.sync_seconds:
                 self._stop.wait(self.sync_seconds)
             if self._dirty.is_set() and not self._stop.is_set():
@@ -742,13 +767,12 @@ class AuditLog:
                     self._sync()
             if self._anchors is not None and not self._stop.is_set():
                 now = time.monotonic()
-                if self.written > last[1] and (
-                    now - last[0] >= self._anchors.seconds
-                    or self.written - last[1] >= self._anchors.entries
-                ):
-                    self._anchor(self._anchors)
-                    # What the signature itself left in the log asks for no other one.
-                    last = (now, self.written)
+                more = self.written - anchored
+                if more and (now - tried >= self._anchors.seconds or more >= self._anchors.entries):
+                    tried = now
+                    if self._anchor(self._anchors):
+                        # What the signature itself left in the log asks for no other one.
+                        anchored = self.written
 
     def _sync(self) -> None:
         with self._writer:
@@ -758,26 +782,57 @@ class AuditLog:
         try:
             os.fdatasync(fd)
         except OSError as error:
-            self._failure = error
+            # The kernel may have dropped what it could not write; what is in the file now says so.
+            logger.error("%s could not be made durable: %s", self.path, error.strerror)
+            note = _Note("audit.unsynced", {"last": self._head.sequence})
+            self._queue.append(_Item(self._note_text(note)))
         finally:
             os.close(fd)
 
-    def _anchor(self, schedule: AnchorSchedule) -> None:
+    def _anchor(self, schedule: AnchorSchedule) -> bool:
         try:
             schedule.keep(self.anchor().signed(schedule.signer))
+            return True
         except Exception as error:  # Whatever it is, the next time may go well.
             logger.warning("no anchor of %s: %s", self.path, type(error).__name__)
             with contextlib.suppress(AuditError), operation("audit.anchor", self.path) as entry:
                 entry.result = type(error).__name__
+            return False
 
     def anchor(self) -> LogAnchor:
         """Return how far the log has come, to be signed and kept elsewhere."""
         self._be_ready("no anchor was made")
-        with self._writer, self._locked():
-            self._look_for_nothing()
+        with self._writing():
+            # Whatever a crash or somebody left behind is in the log first.
+            self._write([])
             return LogAnchor(
                 self._header.log_id, self._head.file, self._head.sequence, self._head.mac
             )
+
+
+def take_lock(fd: int, kind: int, path: str) -> None:
+    """Take the lock of a log's head, LOCK_EX or LOCK_SH of fcntl, and wait for it for a while.
+
+    Not asleep in the system: of all who sleep there each is woken when the lock is given up, and that has no deadline.
+
+    Raises:
+        AuditError: somebody has held it for too long.
+    """
+    end = 0.0
+    pause = _FIRST_PAUSE
+    while True:
+        try:
+            fcntl.flock(fd, kind | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            now = time.monotonic()
+            end = end or now + LOCK_SECONDS
+        if now > end:
+            raise AuditError(
+                f"another process has held the audit log {path} for {LOCK_SECONDS:g} seconds"
+            )
+        time.sleep(pause * random.uniform(0.5, 1.0))
+        pause = min(2 * pause, _LONGEST_PAUSE)
 
 
 def _refused(path: str, error: Exception, what: str) -> AuditError:
@@ -795,14 +850,14 @@ def _open_file(path: str) -> tuple[int, LogHeader]:
     try:
         if not os.path.lexists(path):
             with contextlib.suppress(FileNotFoundError), open(head_path(path), "r+b", 0) as head:
-                fcntl.flock(head, fcntl.LOCK_EX)
+                take_lock(head.fileno(), fcntl.LOCK_EX, path)
                 if not os.path.lexists(path):
                     _mend_roll(path, head.read(chain.HEAD_SIZE + 1))
         fd = os.open(path, flags)
     except FileNotFoundError:
         raise FileNotFoundError(
             errno.ENOENT,
-            "there is no audit log (one that was there is gone; a new one makes `tapeseal audit create`)",
+            "there is no audit log; `tapeseal audit create` makes one, and where one was, somebody took it away",
             path,
         ) from None
     except OSError as error:

@@ -9,6 +9,7 @@ from typing import Any, TextIO
 
 import click
 
+from tapeseal import audit, errors
 from tapeseal.cli import failures
 from tapeseal.cli.groups import LazyGroup
 
@@ -127,7 +128,18 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     try:
-        code = cli.main(arguments, prog_name="tapeseal", standalone_mode=False)
+        names = [] if audit.active() is None else _command_names(arguments)
+        if not names:
+            return _main(arguments)
+        try:
+            return _audited_main(arguments, names)
+        except errors.AuditError as error:
+            if names[0] != "audit":
+                raise
+            # What looks at the log must work where the log does not.
+            failures.say(str(error), "warning")
+            audit.stop()
+            return _main(arguments)
     except _ReaderGoneError:
         return failures.BROKEN_PIPE
     except (click.Abort, KeyboardInterrupt):
@@ -135,7 +147,37 @@ def _run(arguments: Sequence[str] | None) -> int:
         return failures.INTERRUPTED
     except Exception as error:
         return failures.report(error)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
+    code = cli.main(arguments, prog_name="tapeseal", standalone_mode=False)
     return code if isinstance(code, int) else failures.OK
+
+
+def _audited_main(arguments: Sequence[str] | None, names: Sequence[str]) -> int:
+    """Run the command, and have it recorded: its name alone, for an argument may be anything."""
+    with audit.operation("command.run", " ".join(["tapeseal", *names])) as entry:
+        code = _main(arguments)
+        if code:
+            entry.result = f"exit {code}"
+        return code
+
+
+def _command_names(arguments: Sequence[str] | None) -> list[str]:
+    """Return the names of the command in the arguments, with those of its groups; none where only help is asked for."""
+    names: list[str] = []
+    command: click.Command = cli
+    for each in sys.argv[1:] if arguments is None else arguments:
+        if each in ("-h", "--help", "--version"):
+            return []
+        if not isinstance(command, click.Group) or each.startswith("-"):
+            continue
+        found = command.get_command(click.Context(command), each)
+        if found is None:
+            break
+        names.append(each)
+        command = found
+    return [] if names[:1] == ["completion"] else names
 
 
 def _show_warning(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tapeseal import audit
 from tapeseal.cli import failures, options, output
 from tapeseal.cli.child import Child
 from tapeseal.cli.injection import memory_directory
@@ -248,7 +249,8 @@ def open_(
     """Open PACKAGE and run COMMAND with what is in it, until the time granted is over.
 
     \b
-      tapeseal break-glass open vault.glass vault.request -a alice.approval -a bob.approval \\
+      tapeseal break-glass open vault.glass vault.request \\
+          -a alice.approval -a bob.approval \\
           --env VAULT_TOKEN=token --plan rotation.toml -- bash
 
     What the package opens is made due for rotation, by the plan, before the command begins, and is rotated when it
@@ -271,6 +273,8 @@ def open_(
             f"what the package opens has to be rotated afterwards, by a plan: --plan FILE for {', '.join(found.opens)}"
         )
     child = Child.find(command)
+    if audit.active() is None:
+        failures.say("no audit log records this: TAPESEAL_AUDIT names none", "warning")
     with ExitStack() as stack:
         reason = f"break-glass {found.name} was opened"
         if plan is not None:

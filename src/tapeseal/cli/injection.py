@@ -75,7 +75,7 @@ def run(env: tuple[str, ...], files: tuple[str, ...], command: tuple[str, ...]) 
     """Run a command with secrets in its environment, or in files for its eyes alone.
 
     \b
-      tapeseal secrets run --env API_KEY=secret/api-keys/binance#key -- recorder --feed binance
+      tapeseal secrets run --env API_KEY=secret/api-keys/binance#key -- recorder
       tapeseal secrets run --file TLS_KEY=secret/gateway/tls#key -- gateway
 
     The command takes the place of this process, which leaves nothing in memory. With --file this process stays: it
@@ -166,10 +166,10 @@ def render(template: str, out: str) -> None:
     """Fill secrets into the template of a configuration file.
 
     \b
-      ${secret/api-keys/binance#key}          the value as it is
-      ${secret/api-keys/binance#key|json}     as it stands between the quotes of JSON, TOML or YAML
-      ${secret/api-keys/binance#key|base64}   in base64
-      $${                                     stands for ${ itself
+      ${secret/binance#key}          the value as it is
+      ${secret/binance#key|json}     as between the quotes of JSON, TOML or YAML
+      ${secret/binance#key|base64}   in base64
+      $${                            stands for ${ itself
 
     All of it is read before anything is written; where a member is missing, nothing is.
     """

@@ -51,11 +51,29 @@ def _opened(path: str) -> "Iterator[tuple[Plan, Journal, Calendars]]":
     from tapeseal.rotation.plan import check_windows, read_plan
     from tapeseal.rotation.schedule import Calendars
 
-    plan = read_plan(path)
+    with _problems():
+        plan = read_plan(path)
     with Journal(plan.state) as journal:
         calendars = Calendars(journal)
-        check_windows(plan, calendars)
+        with _problems():
+            check_windows(plan, calendars)
         yield plan, journal, calendars
+
+
+@contextlib.contextmanager
+def _problems() -> Iterator[None]:
+    """Say what is wrong with a plan, a line each, and end the command."""
+    from tapeseal.errors import PlanError
+
+    try:
+        yield
+    except PlanError as error:
+        shown = error.problems[:50]
+        for problem in shown:
+            failures.say(f"{error.path}: {problem}", "error")
+        if len(error.problems) > len(shown):
+            failures.say(f"{error.path}: {len(error.problems) - len(shown)} problems more", "error")
+        click.get_current_context().exit(failures.USAGE)
 
 
 @contextlib.contextmanager
@@ -157,7 +175,8 @@ def _show_events(found: "list[Status]", journal: "Journal") -> None:
         if each.record is None:
             continue
         reason = f", an emergency: {each.record.reason}" if each.record.emergency else ""
-        output.line(f"\nrotation {each.record.id} of {each.secret.name}{reason}")
+        output.line()
+        output.line(f"rotation {each.record.id} of {each.secret.name}{reason}")
         for at, step, event, detail in journal.events(each.record.id):
             output.line(
                 f"  {_time(datetime.fromtimestamp(at, UTC), True)}  {step} {event}  {detail}".rstrip()
@@ -177,7 +196,7 @@ def _plan_row(each: "Status", now: datetime) -> list[str]:
         duration_text(secret.schedule),
         _time(each.due) if each.due else "unknown: --refresh",
         _time(each.begins) if each.begins else "",
-        f"when {window} closed" if window else "as set" if not secret.window.always else "any",
+        f"{window} closed" if window else "as set" if not secret.window.always else "any",
     ]
 
 
@@ -186,8 +205,9 @@ def _status_row(each: "Status", now: datetime) -> list[str]:
     waiting = ", ".join(record.waiting) if record is not None and record.open else ""
     state = each.state
     if record is not None and record.open:
-        state = f"{state}: {f'consumers {waiting}' if waiting else record.step}"
-        if record.held is not None and record.held < 1e11:
+        if waiting or state in ("running", "rolling back"):
+            state += f": {waiting or record.step}"
+        if record.held is not None:
             state += f", held until {_time(datetime.fromtimestamp(record.held, UTC))}"
     return [
         secret.name,
@@ -449,7 +469,7 @@ def _report(outcomes: "Iterable[Outcome]", as_json: bool, held_code: int = failu
             text = _held_text(each)
         elif record is not None and record.open and record.waiting:
             text = f"waiting for {', '.join(record.waiting)}"
-        elif record is not None and record.open:
+        elif each.state in ("running", "rolling back") and record is not None:
             text = f"{each.state}, at {record.step}"
         elif each.state == "finished":
             text = f"finished, version {version}"
@@ -500,7 +520,9 @@ def serve(path: str, metrics: str | None) -> int:
     from tapeseal.rotation.service import Daemon
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    with Daemon(path, metrics=metrics) as daemon:
+    with _problems():
+        daemon = Daemon(path, metrics=metrics)
+    with daemon:
         signal.signal(signal.SIGTERM, lambda *_: daemon.stop())
         signal.signal(signal.SIGINT, lambda *_: daemon.stop())
         signal.signal(signal.SIGHUP, lambda *_: daemon.reload())

@@ -45,7 +45,7 @@ def sign(files: tuple[str, ...], key: str, out: str, unsealed: bool, as_json: bo
       tapeseal vault transit public-key transit/day -o day.pem
       tapeseal verify-signature 27.statement 2026-11-27/ --public-key day.pem
 
-    docs/signing.md has the format, and how to check it with openssl and sha256sum alone.
+    docs/signing.md has the format, and how to check it without this program.
     """
     data.check_new(out)
     signer = signing.signer(key)

@@ -61,7 +61,8 @@ def init(directory: str, as_json: bool, **given: Any) -> None:
     Nothing in it is secret, and no existing file is replaced. Its README.md has the order of steps.
 
     \b
-      tapeseal init set-up/ --name hft --node v1.hft.example --node v2.hft.example --node v3.hft.example
+      tapeseal init set-up/ --name hft --node v1.hft.example \\
+          --node v2.hft.example --node v3.hft.example
     """
     from tapeseal.templates import SetUp, write_set_up
 

@@ -53,7 +53,8 @@ def init(directory: str, custodians: tuple[str, ...], threshold: int, as_json: b
 
     \b
       tapeseal vault init shares/ --threshold 2 \\
-          --custodian alice=alice.pub --custodian bob=bob.pub --custodian carol=carol.pub
+          --custodian alice=alice.pub --custodian bob=bob.pub \\
+          --custodian carol=carol.pub
 
     NAME.share is for each custodian; root.glass is a break-glass package with the root token, for the same quorum.
     No share is shown, nor on the disk in the clear. Where a Vault unseals by itself they are recovery shares.
@@ -96,7 +97,8 @@ def unseal(share: str, keyring: str, as_json: bool) -> None:
     """Give a Vault a custodian's SHARE; when enough of them were given, it serves.
 
     \b
-      VAULT_ADDR=https://vault1.example:8200 tapeseal vault unseal alice.share -k public-key:alice.key
+      export VAULT_ADDR=https://vault1.example:8200
+      tapeseal vault unseal alice.share -k public-key:alice.key
 
     Each node of a cluster is unsealed by itself.
     """

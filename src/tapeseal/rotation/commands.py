@@ -15,8 +15,8 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from tapeseal._core import SecretBuffer
-from tapeseal.errors import RotationError, ServiceUnavailableError
+from tapeseal._core import SecretBuffer, copy_into
+from tapeseal.errors import CommandError, RotationError, ServiceUnavailableError
 from tapeseal.rotation.redaction import without
 from tapeseal.secret import Secret
 
@@ -35,6 +35,7 @@ def run_command(
     command: Sequence[str],
     *,
     credential: Mapping[str, Secret] | None = None,
+    part: str | None = None,
     variables: Mapping[str, str] | None = None,
     seconds: float,
 ) -> SecretBuffer | None:
@@ -43,16 +44,18 @@ def run_command(
     Args:
         command: the program and its arguments.
         credential: for its standard input.
+        part: the one part of it to give, as it is; None: all of it as JSON.
         variables: for its environment, beside those of this process; nothing secret.
         seconds: how long it may take; then it and all it has started are killed.
 
     Raises:
         ServiceUnavailableError: it ended with code 75, or not in time.
-        RotationError: it ended otherwise, or was not found; the last line of its standard error is in the text, where
+        CommandError: it ended with another code than 0.
+        RotationError: it was not found, or printed too much; the last line of its standard error is in the text, where
             it shows nothing of the credential.
     """
     name = os.path.basename(command[0])
-    text = json_of(credential) if credential else None
+    text = _input(credential, part) if credential else None
     try:
         process = subprocess.Popen(
             command,
@@ -96,13 +99,32 @@ def run_command(
         if length is None:
             raise RotationError(f"{name} printed more than {_MOST_OUTPUT} bytes")
         if code:
-            failure = ServiceUnavailableError if code == TRY_LATER else RotationError
             ended = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
-            raise failure(f"{name} {ended}{': ' if said else ''}{said}")
+            problem = f"{name} {ended}{': ' if said else ''}{said}"
+            if code == TRY_LATER:
+                raise ServiceUnavailableError(problem)
+            raise CommandError(problem, code, said)
         if not length:
             return None
         with printed, memoryview(printed) as view:
             return SecretBuffer.take(view[:length])
+
+
+def _input(credential: Mapping[str, Secret], part: str | None) -> SecretBuffer:
+    if part is None:
+        return json_of(credential)
+    if part not in credential:
+        raise RotationError(no_part(part, credential))
+    secret = credential[part].buffer
+    copy = SecretBuffer(len(secret), writable=True)
+    with copy, secret:
+        copy_into(copy, 0, secret)
+    return copy
+
+
+def no_part(part: str, credential: Mapping[str, Secret]) -> str:
+    """Say that a credential lacks a part."""
+    return f"the credential has no part {part!r}, only: {', '.join(sorted(credential))}"
 
 
 def _read(stream: Any, into: SecretBuffer) -> int | None:
@@ -194,7 +216,7 @@ def credential_of(text: SecretBuffer) -> dict[str, Secret]:
             for name, start, stop in _members(view):
                 if name in found:
                     raise ValueError(f"the member {name!r} is there twice")
-                found[name] = _unescaped(view[start:stop], name)
+                found[name] = unescaped(view[start:stop], name)
     except BaseException:
         for secret in found.values():
             secret.close()
@@ -213,9 +235,8 @@ def _members(view: memoryview) -> Iterator[tuple[str, int, int]]:
         if member is None:
             raise ValueError(problem)
         name, value, at = member.span(1), member.span(2), member.end()
-        member = (
-            None  # The repr of a match, which a traceback may show, has the beginning of its text.
-        )
+        # The repr of a match, which a traceback may show, has the beginning of its text.
+        member = None
         yield json.loads(bytes(view[name[0] - 1 : name[1] + 1])), *value
         separator = _SEPARATOR.match(view, at)
         if separator is None:
@@ -228,7 +249,12 @@ def _members(view: memoryview) -> Iterator[tuple[str, int, int]]:
         raise ValueError(problem)
 
 
-def _unescaped(view: memoryview, name: str) -> Secret:
+def unescaped(view: memoryview, name: str) -> Secret:
+    """Return what the inside of a JSON string stands for.
+
+    Raises:
+        ValueError: it is empty, or no text in Unicode; `name` is the member's.
+    """
     if not len(view):
         raise ValueError(f"the member {name!r} is empty")
     plain = bytearray(len(view))  # An escape is never shorter than what it stands for.

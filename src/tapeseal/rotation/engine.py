@@ -17,7 +17,6 @@ Up to `adopt` old and new credential are alive together, and a failure goes back
 import concurrent.futures
 import contextlib
 import logging
-import math
 import random
 import secrets as random_secrets
 import threading
@@ -31,20 +30,21 @@ from typing import Final, Self, TypeVar
 
 from tapeseal import audit
 from tapeseal.errors import (
+    AuditError,
     IrreversibleError,
     RotationError,
     ServiceUnavailableError,
     TapesealError,
     VerificationError,
 )
-from tapeseal.rotation import consumers, journal
+from tapeseal.rotation import consumers, journal, paths
 from tapeseal.rotation.checks import make_check
 from tapeseal.rotation.claims import Claim
 from tapeseal.rotation.journal import Journal, Known, Record, Request, utc
 from tapeseal.rotation.kinds import Credential, Live, Rotation, Services, make_kind
 from tapeseal.rotation.plan import TIERS, Plan, PlannedSecret
 from tapeseal.rotation.redaction import without
-from tapeseal.rotation.schedule import Calendars, due
+from tapeseal.rotation.schedule import HORIZON, Calendars, due
 from tapeseal.rotation.targets import make_target
 
 _Result = TypeVar("_Result")
@@ -61,10 +61,14 @@ _CHANGING: Final = {"claim", "generate", "store", "deploy", "revoke"}
 # A failure of these goes back. Before, nothing was done; from `revoke` on there is no way back.
 _REVERSIBLE: Final = {"generate", "store", "deploy", "verify"}
 
+# What leaves a rotation as it is, to be gone on with: a step of which there is no audit entry counts as not done.
+_LATER: Final = (ServiceUnavailableError, AuditError)
+
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _FIRST_RETRY, _LONGEST_RETRY = timedelta(hours=1), timedelta(days=1)
 _NEWS_EVERY = timedelta(days=1)
 """How often the service of a secret is asked what is in use."""
+_NEWS_AFTER_FAILURE = timedelta(minutes=5)
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,7 @@ class Engine:
         """Set it, and each rotation ends with the step that it is at, to be taken up by the next run."""
         self.is_urgent = False
         """Whether it is at an emergency."""
+        self._unknown_until: dict[str, datetime] = {}
         self._begin_lock = threading.Lock()
         self._pair_locks = {name: threading.Lock() for name in plan.pairs}
         self._stack = contextlib.ExitStack()
@@ -154,7 +159,7 @@ class Engine:
                     record,
                     error=f"a rotation of it is open ({record.step}), but it is not in the plan any more: put it back",
                 )
-        self.refresh()
+        yield from self.refresh()
         names = [name for name in self.plan.secrets if name in open_records]
         yield from self._each([*names, *self.due_now()], self._go_on)
 
@@ -238,7 +243,7 @@ class Engine:
         """Ask the services what is in use, and note it.
 
         Args:
-            names: in the plan; None: those that nobody has looked at for a day.
+            names: in the plan; None: those that nobody has looked at for a day, and that did not fail just now.
 
         Returns:
             The secrets of which it could not be learnt.
@@ -249,6 +254,7 @@ class Engine:
                 name
                 for name in self.plan.secrets
                 if (seen := known.get(name, Known()).seen) is None or now - seen >= _NEWS_EVERY
+                if now >= self._unknown_until.get(name, now)
             ]
         else:
             names = self._check(names)
@@ -264,6 +270,7 @@ class Engine:
             except Exception as error:
                 text = describe(error)
                 logger.error("%s: what is in use could not be learnt: %s", secret.name, text)
+                self._unknown_until[secret.name] = now + _NEWS_AFTER_FAILURE
                 failed.append(Outcome(secret.name, "failed", error=text))
 
         for _ in self._map([self.plan.secrets[name] for name in names], one):
@@ -289,12 +296,13 @@ class Engine:
         return [name for _, _, name in sorted(found)]
 
     def calls(self, name: str) -> list[str]:
-        """Name every call that a rotation of a secret makes, in their order."""
+        """Name every call that a rotation of a secret makes; those of its kind, the revoke too, stand together."""
         secret = self.plan.secrets[name]
-        claim = f"{self.plan.staging}/{name}"
-        found = [f"claim: write {claim}"]
+        path = f"{self.plan.staging}/{name}"
+        claim = f"claim: POST {paths.api_path(path, 'data')}"
+        found = [claim]
         found += [f"{secret.kind}: {call}" for call in make_kind(secret.kind).calls(secret)]
-        found.append(f"claim: write the new credential to {claim} after it is made")
+        found.append(f"{claim} with the new credential, as soon as it is made")
         for settings in secret.deploy:
             target = make_target(settings, secret)
             found += [f"deploy to {settings['type']}: {call}" for call in target.calls()]
@@ -302,9 +310,10 @@ class Engine:
             check = make_check(settings, secret)
             found += [f"verify by {settings['type']}: {call}" for call in check.calls()]
         found += [
-            f"adopt: read {self.plan.consumers}/{name}/{consumer}" for consumer in secret.consumers
+            f"adopt: GET {paths.api_path(f'{self.plan.consumers}/{name}/{consumer}', 'data')}"
+            for consumer in secret.consumers
         ]
-        return [*found, f"claim: delete {claim}"]
+        return [*found, f"clean: DELETE {paths.api_path(path, 'metadata')}"]
 
     # One secret
 
@@ -357,15 +366,17 @@ class Engine:
     def _each(
         self, names: Iterable[str], work: Callable[[PlannedSecret], Outcome]
     ) -> Iterator[Outcome]:
-        def one(secret: PlannedSecret) -> Outcome:
+        def one(secret: PlannedSecret) -> Outcome | None:
             with contextlib.ExitStack() as stack:
                 # Members of a pair never change at the same time, in an emergency neither.
                 for name, lock in sorted(self._pair_locks.items()):
                     if secret.name in self.plan.pairs[name].members:
                         stack.enter_context(lock)
-                return work(secret)
+                return None if self.stop.is_set() else work(secret)
 
-        yield from self._map([self.plan.secrets[name] for name in names], one)
+        for outcome in self._map([self.plan.secrets[name] for name in names], one):
+            if outcome is not None:
+                yield outcome
 
     def _map(
         self, secrets: Sequence[PlannedSecret], work: Callable[[PlannedSecret], _Result]
@@ -499,7 +510,7 @@ class _Work:
                 self._observe(step, start, False)
                 if not self._failed(step, error, pauses):
                     return
-                pauses += isinstance(error, ServiceUnavailableError)
+                pauses += isinstance(error, _LATER)
                 continue
             if not done:
                 return
@@ -532,7 +543,7 @@ class _Work:
         opening = self.engine.calendars.opening(self.secret.window, now, left)
         held = None
         if opening != now:
-            held = math.inf if opening is None else opening.timestamp()
+            held = (opening or now + HORIZON).timestamp()
         if held != record.held:
             record.held = held
             self._write("go on" if held is None else "held", step)
@@ -561,7 +572,7 @@ class _Work:
         """Note a failure, and return whether there is something to go on with."""
         record = self.record
         text = self._describe(error)
-        if isinstance(error, ServiceUnavailableError):
+        if isinstance(error, _LATER):
             pause = min(_FIRST_PAUSE * 2.0 ** min(pauses, 10), _LONGEST_PAUSE)
             pause *= random.uniform(0.5, 1.0)
             again = time.monotonic() + pause < self.end
@@ -605,10 +616,13 @@ class _Work:
             return
         self.record.alarm = text
         logger.error("%s: %s (rotation %s)", self.secret.name, text, self.record.id)
-        with audit.operation(
-            "rotation.alarm", self.secret.name, rotation=self.record.id, alarm=text
-        ):
-            pass
+        try:
+            with audit.operation(
+                "rotation.alarm", self.secret.name, rotation=self.record.id, alarm=text
+            ):
+                pass
+        except AuditError as error:
+            logger.error("%s: %s", self.secret.name, error)
 
     def _write(self, event: str, step: str, detail: str = "", known: Known | None = None) -> None:
         self.engine.journal.write(
@@ -628,20 +642,19 @@ class _Work:
     def _known(self, well: bool) -> Known:
         """Return what is now known of the secret."""
         now = self.engine.now()
-        known = self.engine.journal.known().get(self.secret.name, Known())
+        known = self.engine.journal.known(self.secret.name).get(self.secret.name, Known())
         if not well:
             failures = known.failures + 1
             pause = min(_FIRST_RETRY * 2 ** min(failures - 1, 10), _LONGEST_RETRY)
             return replace(known, failures=failures, retry=now + pause)
         known = replace(known, succeeded=now, failures=0, retry=None)
-        version = self.record.facts.get("version")
-        live: Live | None = Live(str(version), utc(self.record.made))
+        version = str(self.record.facts.get("version"))
+        known = replace(known, version=version, made=utc(self.record.made))
         try:
-            live = self.kind.live(self.secret, self.engine.services)
+            return _seen(known, self.kind.live(self.secret, self.engine.services), now)
         except Exception as error:
             logger.warning("%s: what is in use: %s", self.secret.name, self._describe(error))
-            return replace(known, version=str(version), made=utc(self.record.made))
-        return _seen(replace(known, made=utc(self.record.made)), live, now)
+            return replace(known, seen=now)
 
     def _claim_of(self) -> Claim:
         """Return the claim, as it is in Vault."""
@@ -655,10 +668,11 @@ class _Work:
         """Return the new credential, empty where it is none to hand out."""
         claim = self._claim_of()
         if claim.new is None and self.record.facts.get("staged"):
-            raise RotationError(
-                f"the new credential is not in Vault any more: somebody deleted {claim.path}"
-            )
+            raise RotationError(self._gone())
         return claim.new or {}
+
+    def _gone(self) -> str:
+        return f"somebody deleted {self._claim_of().path}, which had the new credential"
 
     def _old(self) -> Credential:
         if self.before is None:
@@ -674,8 +688,10 @@ class _Work:
                     check.accepts(credential)
                     break
                 except VerificationError:
-                    if time.monotonic() + pause >= end or self.engine.stop.wait(pause):
+                    if time.monotonic() + pause >= end:
                         raise
+                    # A stop waits for it too: half of a verification is no failure of it.
+                    time.sleep(pause)
 
     # Steps
 
@@ -690,7 +706,7 @@ class _Work:
     def _generate(self) -> None:
         claim = self._claim_of()
         if not claim.known:
-            raise RotationError(f"somebody deleted {claim.path}")
+            raise RotationError(self._gone())
         if claim.new is None:
             if self.made is None:
                 self.made = self.kind.generate(self.rotation)
@@ -729,7 +745,7 @@ class _Work:
         if secret.consumers and not first and not record.emergency:
             since = self._claim_of().since
             if since is None:
-                raise RotationError(f"somebody deleted {self._claim_of().path}")
+                raise RotationError(f"{self._gone()}; roll the rotation back")
             missing = consumers.missing(
                 self.engine.services.vault,
                 secret.name,
@@ -778,29 +794,35 @@ class _Work:
         self.record.revoked = self.engine._seconds()
 
     def _monitor(self) -> bool:
-        record, claim = self.record, self._claim_of()
-        alive = self._look(self._new(), claim.old)
+        record = self.record
         end = time.monotonic() + self.secret.settle.total_seconds()
         for pause in _pauses():
-            if not alive or time.monotonic() + pause >= end or self.engine.stop.wait(pause):
+            problem = self._look()
+            if not problem or time.monotonic() + pause >= end:
                 break
-            alive = self._look(self._new(), claim.old)
+            time.sleep(pause)
         now = self.engine._seconds()
         over = record.revoked is None or now >= record.revoked + self.secret.monitor.total_seconds()
-        if not alive:
+        before = record.state, record.alarm, record.error
+        if not problem:
             record.alarm = ""
             if over or record.emergency:
                 return True
-        before = record.state, record.alarm, record.error
-        record.state, record.error = journal.MONITORING, alive
-        if alive and over:
-            self._alarm(alive)
+        record.state, record.error = journal.MONITORING, problem
+        if problem and over:
+            self._alarm(problem)
         if (record.state, record.alarm, record.error) != before:
-            self._write("wait", "monitor", alive)
+            self._write("wait", "monitor", problem)
         return False
 
-    def _look(self, new: Credential, old: Credential | None) -> str:
+    def _look(self) -> str:
         """Try both credentials; return what is not as it should be."""
+        claim = self._claim_of()
+        if not claim.known:
+            # There is nothing to try, and no way back either.
+            logger.warning("%s: %s: it is not tried", self.secret.name, self._gone())
+            return ""
+        new, old = self._new(), claim.old
         for check in self.checks:
             try:
                 check.accepts(new)
@@ -872,7 +894,10 @@ def _seen(before: Known, live: Live | None, now: datetime) -> Known:
     """Return what is known of a secret once its service was asked."""
     if live is None:
         return replace(before, version=None, made=None, expires=None, seen=now)
-    made = live.made or before.made  # Where the service does not know, the journal may.
+    # The journal knows when it made this version; a service may not, or not have it right.
+    made = live.made or before.made
+    if made is not None and before.made is not None and live.version == before.version:
+        made = max(made, before.made)
     return replace(before, version=live.version, made=made, expires=live.expires, seen=now)
 
 

@@ -343,10 +343,13 @@ class Journal:
 
     # Secrets
 
-    def known(self) -> dict[str, Known]:
-        """Return what was last seen of each secret."""
+    def known(self, secret: str | None = None) -> dict[str, Known]:
+        """Return what was last seen of a secret; None: of each of them."""
         rows = self._read(
             "SELECT name, version, made, expires, seen, succeeded, failures, retry FROM secrets"
+            " WHERE ? IS NULL OR name = ?",
+            secret,
+            secret,
         )
         return {
             name: Known(

@@ -31,7 +31,7 @@ def read(vault: "VaultSession", path: str, *, secret: Sequence[str] = ()) -> Ent
 
     try:
         answer = vault.request(
-            "GET", _api(path, "data"), secret=[f"data.data.{name}" for name in secret]
+            "GET", api_path(path, "data"), secret=[f"data.data.{name}" for name in secret]
         )
     except InvalidPath:
         return None
@@ -74,7 +74,7 @@ def write(
         body["options"] = {"cas": after}
     try:
         # With check-and-set a second try does no harm; without, it writes the same again.
-        answer = vault.request("POST", _api(path, "data"), body, idempotent=True)
+        answer = vault.request("POST", api_path(path, "data"), body, idempotent=True)
         made = answer["data"]
         return Written(int(made["version"]), datetime.fromisoformat(made["created_time"]))
     except InvalidRequest as error:
@@ -93,11 +93,12 @@ def delete(vault: "VaultSession", path: str) -> None:
     from hvac.exceptions import InvalidPath
 
     try:
-        vault.request("DELETE", _api(path, "metadata"))
+        vault.request("DELETE", api_path(path, "metadata"))
     except InvalidPath:
         pass
 
 
-def _api(path: str, what: str) -> str:
+def api_path(path: str, what: str) -> str:
+    """Return the path in Vault's API of the "data" or "metadata" of MOUNT/PATH."""
     mount, _, rest = path.partition("/")
     return f"{mount}/{what}/{rest}"

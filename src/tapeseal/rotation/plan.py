@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
+from tapeseal.errors import PlanError
 from tapeseal.files import StrPath
 from tapeseal.rotation.checks import CHECKS, make_check
 from tapeseal.rotation.kinds import KINDS, make_kind
@@ -129,14 +130,14 @@ def read_plan(path: StrPath) -> Plan:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no plan; the text names every problem and its place.
+        PlanError: it is no plan.
     """
     name = os.fspath(path)
     try:
         with open(path, "rb") as file:
             document = tomllib.load(file)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{name} is no TOML: {error}") from None
+        raise PlanError(name, [f"it is no TOML: {error}"]) from None
     problems: list[str] = []
     directory = Path(name).resolve().parent
     problems += [
@@ -167,7 +168,7 @@ def read_plan(path: StrPath) -> Plan:
         for each, table in _tables(document, "pair", problems).items()
     }
     if problems:
-        raise ValueError(f"{name} is no plan:\n  " + "\n  ".join(problems))
+        raise PlanError(name, problems)
     return Plan(
         path=name,
         secrets=secrets,
@@ -185,7 +186,7 @@ def check_windows(plan: Plan, calendars: Calendars) -> None:
     """Check that each window of a plan is open at some time.
 
     Raises:
-        ValueError: one is not, or names no market; the text names every problem and its place.
+        PlanError: one is not, or names no market.
         ModuleNotFoundError: a window names a market, and exchange_calendars is not installed.
     """
     now = datetime.now(UTC)
@@ -204,7 +205,7 @@ def check_windows(plan: Plan, calendars: Calendars) -> None:
         if problems[key]:
             found.append(f"secret.{secret.name}.window: {problems[key]}")
     if found:
-        raise ValueError(f"{plan.path} is no plan:\n  " + "\n  ".join(found))
+        raise PlanError(plan.path, found)
 
 
 def _table(

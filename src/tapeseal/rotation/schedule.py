@@ -37,8 +37,8 @@ BEFORE_END: Final = timedelta(days=30)
 _HOURS = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)")
 _DAY = timedelta(days=1)
 
-# How far ahead windows are looked for, and how much of a calendar is kept for that.
-_HORIZON = timedelta(days=400)
+HORIZON: Final = timedelta(days=400)
+"""How far ahead windows are looked for."""
 _BEHIND = timedelta(days=10)
 
 
@@ -147,7 +147,7 @@ class Calendars:
         found = self._sessions.get(market)
         if found is None and self._journal is not None:
             found = self._journal.calendar(market, _package_version(), (now - _BEHIND).timestamp())
-        if found is None or found.until < (now + _HORIZON - 30 * _DAY).timestamp():
+        if found is None or found.until < (now + HORIZON - 30 * _DAY).timestamp():
             found = _load(market, now)
             if self._journal is not None:
                 self._journal.keep_calendar(
@@ -169,7 +169,7 @@ class Calendars:
         """
         if window.always:
             return after
-        limit = self._now() + _HORIZON
+        limit = self._now() + HORIZON
         at = after
         markets = [self.sessions(market) for market in window.markets]
         while at < limit:
@@ -208,18 +208,17 @@ def _hours_open(window: Window, at: datetime, length: timedelta) -> datetime | N
     """Return the first moment at or after `at` from which on days and hours allow that length."""
     if window.days == DAYS and window.hours is None:
         return at
-    spans: list[tuple[datetime, datetime]] = []
     today = at.astimezone(window.zone).date()
+    span: tuple[datetime, datetime] | None = None
+    # Two weeks: of days that are all named, as with two that follow each other, many may make one span.
     for number in range(-1, 16):
         day = today + number * _DAY
         if DAYS[day.weekday()] not in window.days:
             continue
         start, end = _span(window, day)
-        if spans and spans[-1][1] >= start:
-            spans[-1] = spans[-1][0], end
-        else:
-            spans.append((start, end))
-    for start, end in spans:
+        if span is not None and span[1] >= start:
+            start = span[0]
+        span = start, end
         begin = max(start, at)
         if begin + length <= end:
             return begin
@@ -247,7 +246,7 @@ def _package_version() -> str:
 def _load(market: str, now: datetime) -> Sessions:
     import exchange_calendars
 
-    first, last = now - 2 * _BEHIND, now + _HORIZON
+    first, last = now - 2 * _BEHIND, now + HORIZON
     try:
         with warnings.catch_warnings():
             # Of pandas, about how the package uses it.

@@ -24,7 +24,9 @@ from tapeseal.rotation.status import statuses
 logger = logging.getLogger("tapeseal.rotation")
 
 EVERY: Final = 15.0
-"""Seconds between two looks at what is due; at what others ask for it looks each second."""
+"""Seconds between two looks at what is due."""
+REQUESTS_EVERY: Final = 0.25
+"""Seconds between two looks at what others ask for."""
 
 _LABELS: Final = ("secret", "kind", "tier", "owner")
 _GAUGES: Final = {
@@ -110,7 +112,7 @@ class Daemon:
         metrics: HOST:PORT instead of the plan's.
 
     Raises:
-        ValueError: the plan is none.
+        PlanError: the plan is none.
         BlockingIOError: on entering, another runner has the journal.
         OSError: on entering, the address of the metrics cannot be had.
     """
@@ -189,7 +191,7 @@ class Daemon:
             while not self._stop.is_set():
                 self._run_once()
                 end = time.monotonic() + EVERY
-                while time.monotonic() < end and not self._stop.wait(1.0):
+                while time.monotonic() < end and not self._stop.wait(REQUESTS_EVERY):
                     if self._reload.is_set() or self._journal.requests():
                         break
         finally:
@@ -226,7 +228,7 @@ class Daemon:
 
     def _watch(self) -> None:
         """Cut a run short where somebody reports a compromise: what it is at waits until after."""
-        while not self._stop.wait(1.0):
+        while not self._stop.wait(REQUESTS_EVERY):
             with contextlib.suppress(OSError):
                 urgent = any(each.action == EMERGENCY for each in self._journal.requests())
                 if urgent and not self._engine.is_urgent:

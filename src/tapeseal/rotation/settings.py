@@ -104,13 +104,13 @@ def read_settings(
                 found[name] = setting.default
             continue
         try:
-            found[name] = _value(table[name], setting, Path(directory))
+            found[name] = _value(table[name], setting, directory)
         except ValueError as error:
             problems.append(f"{place}: {name} {error}")
     return found
 
 
-def _value(value: Any, setting: Setting, directory: Path) -> Any:
+def _value(value: Any, setting: Setting, directory: StrPath) -> Any:
     wanted = setting.type
     if wanted is timedelta and isinstance(value, str):
         with suppress(ValueError):
@@ -118,7 +118,7 @@ def _value(value: Any, setting: Setting, directory: Path) -> Any:
             if duration or setting.zero:
                 return duration
     elif wanted is Path and isinstance(value, str) and value and "\0" not in value:
-        return directory / Path(value).expanduser()
+        return Path(directory) / Path(value).expanduser()
     elif wanted is str and isinstance(value, str) and value:
         if not setting.choices or value in setting.choices:
             return value

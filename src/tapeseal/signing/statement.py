@@ -182,23 +182,24 @@ def sign_statement(
             tapes.append(tape.signed(roots))
             tape.close()
         _check_distinct(tapes)
-        text = _build(
-            Statement(
-                datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-                signer.key,
-                signer.algorithm,
-                fingerprint(signer.public_key()),
-                tuple(tapes),
-            )
-        )
-        signature = base64.b64encode(signer.sign(PREFIX + text))
-        # The signer may have gone on to a new version of its key just now.
-        check_signature(
-            signer.public_key(), signer.algorithm, PREFIX + text, base64.b64decode(signature)
-        )
-        made = b"%b\n%b\n" % (text, signature)
+        text, signature = _signed(tuple(tapes), signer)
+        made = b"%b\n%b\n" % (text, base64.b64encode(signature))
         entry.details["sha256"] = hashlib.sha256(made).hexdigest()
     return made
+
+
+def _signed(tapes: tuple[SignedTape, ...], signer: Signer) -> tuple[bytes, bytes]:
+    """Return the text of a statement and its signature."""
+    created = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    while True:
+        public_key = signer.public_key()
+        key = signer.key, signer.algorithm, fingerprint(public_key)
+        text = _build(Statement(created, *key, tapes))
+        signature = signer.sign(PREFIX + text)
+        # It may have gone on to a new version of its key, which is not the one in the text.
+        if signer.public_key() == public_key:
+            check_signature(public_key, signer.algorithm, PREFIX + text, signature)
+            return text, signature
 
 
 def _named(paths: Iterable[StrPath]) -> list[tuple[str, str]]:
@@ -538,12 +539,16 @@ def verify_statement(
         SignatureError, ValueError: as open_statement().
         FileNotFoundError: there is no tape in a directory, or no file that a pattern fits.
     """
-    with audit.operation("statement.verify", fingerprint(public_key)):
+    with audit.operation("statement.verify", fingerprint(public_key)) as entry:
+        entry.details["sha256"] = hashlib.sha256(statement).hexdigest()
         signed = open_statement(statement, public_key)
         found = list(find_tapes(paths))
         total = sum(os.stat(path).st_size for path in found if os.path.exists(path))
         bar = None if progress is None else lambda done: progress(min(done, total), total)
         findings = _compare(signed, found, partial, threads or default_threads(), bar)
+        wrong = sum(not finding.ok for finding in findings)
+        if wrong:
+            entry.details["wrong"], entry.result = wrong, "mismatch"
     return StatementVerification(signed, findings)
 
 

@@ -168,17 +168,18 @@ def _files(set_up: SetUp) -> Iterator[tuple[str, str]]:
             if other != node
         )
         loopback = node.host == "localhost" or node.host.startswith("127.")
+        here: dict[str, str | int] = {"node": name, "host": node.host}
         yield (
             f"vault/{name}.hcl",
             fill(
-                f"vault/{set_up.storage}.hcl",
-                node=name,
-                host=node.host,
+                "vault/server.hcl",
+                **here,
                 port=node.port,
                 cluster_port=node.port + 1,
                 listen="127.0.0.1" if loopback else "0.0.0.0",
-                joins=joins,
-                audit=fill(f"vault/audit-{set_up.server}.hcl", node=name),
+                storage_note=fill(f"vault/note-{set_up.storage}.hcl", **here).rstrip(),
+                storage_block=fill(f"vault/storage-{set_up.storage}.hcl", **here, joins=joins),
+                audit=fill(f"vault/audit-{set_up.server}.hcl", **here),
                 seal=fill("vault/seal.hcl"),
             ),
         )
@@ -196,12 +197,12 @@ def _files(set_up: SetUp) -> Iterator[tuple[str, str]]:
     audit = ""
     if not openbao:
         audit = (
-            f'"$vault" audit list -format=json | grep -q "\\"file/\\":" || '
+            '[[ $("$vault" audit list -format=json) == *"\\"file/\\":"* ]] || '
             f'"$vault" audit enable file file_path={values["log_directory"]}/audit.log mode=0600\n'
         )
     yield "set-up.sh", fill("set-up.sh", enable_audit=audit)
     for name in (
-        "plan.toml",
+        "rotation.toml",
         "aws/recorder.json",
         "aws/reader.json",
         "aws/rotation.json",

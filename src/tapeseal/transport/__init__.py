@@ -82,7 +82,8 @@ class Exchange:
         deadline: a `time.monotonic()` at which every attempt fails, whatever the library's own
             timeouts say; the library may raise later where it waits between attempts.
         most: bytes of an answer.
-        once: the request is not sent again on another connection where one turns out to be closed.
+        once: the request is sent at most once: not again on another connection where one turns out to be
+            closed, nor where the library tries again.
 
     Raises:
         RuntimeError: on leaving without another exception, a secret was never sent: the client is not
@@ -105,6 +106,7 @@ class Exchange:
         self._deadline = deadline
         self._most = most
         self._once = once
+        self._attempted = False
         self._unsent = set(self._outgoing)
         self._received: dict[Place, SecretBuffer] = {}
         self._token: contextvars.Token[Exchange | None] | None = None
@@ -200,6 +202,11 @@ class Exchange:
             ValueError: the request cannot be sent.
         """
         self._forget()
+        if self._once and self._attempted:
+            raise wire.WireError(
+                "closed", "the first try got no answer, and there is no second one"
+            )
+        self._attempted = True
         parts = self._parts(body)
         try:
             answer = wire.send(

@@ -39,6 +39,7 @@ _HEAD_END = re.compile(rb"\r\n\r\n")
 _LINE_END = re.compile(rb"\r\n")
 _STATUS = re.compile(r"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([\t -~\x80-\xff]*))?")
 _HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\t -~\x80-\xff]*?)[ \t]*")
+_VALUE = re.compile(rb"[\t -~\x80-\xff]*+")
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*+(?:;[\t -~]*+)?")
 _LENGTH = re.compile(r"[0-9]{1,10}")
 _TARGET = re.compile(r"[!-~]+")
@@ -167,8 +168,9 @@ def send(
     *,
     most: int = MAX_ANSWER,
     once: bool = False,
+    secret_headers: Mapping[str, Sequence[bytes | SecretBuffer]] | None = None,
 ) -> Answer:
-    """Send a request, its body in parts, and return the answer; redirects are not followed.
+    """Send a request, its body and secret headers in parts, and return the answer; redirects are not followed.
 
     On a kept connection that turns out closed before any answer, it is sent once more on a new one.
 
@@ -181,7 +183,9 @@ def send(
         ValueError: the URL or a header cannot be sent.
     """
     server = _Origin(*origin(url))
-    request = _assemble(_head(method, url, server, headers, body), body)
+    head = _head(method, url, server, headers, body)
+    lines = _secret_lines(secret_headers or {})
+    request = _assemble([head, *lines, b"\r\n", *body])
     try:
         key = (server, route.tls, route.server_name, route.proxy)
         while True:
@@ -238,14 +242,33 @@ def _head(
     size = sum(len(part) for part in body)
     if size or method not in ("GET", "HEAD"):
         lines.append(f"content-length: {size}")
-    return "\r\n".join([*lines, "", ""]).encode("latin-1")
+    return "\r\n".join([*lines, ""]).encode("latin-1")
 
 
-def _assemble(head: bytes, body: Sequence[bytes | SecretBuffer]) -> SecretBuffer:
-    request = SecretBuffer(len(head) + sum(len(part) for part in body), writable=True)
+def _secret_lines(
+    headers: Mapping[str, Sequence[bytes | SecretBuffer]],
+) -> list[bytes | SecretBuffer]:
+    lines: list[bytes | SecretBuffer] = []
+    for name, parts in headers.items():
+        if not _HEADER.fullmatch(f"{name}: x") or name.lower() in _OURS | {"transfer-encoding"}:
+            raise ValueError(f"the header {name[:100]!r} cannot be sent")
+        for part in parts:
+            if isinstance(part, bytes):
+                sound = _VALUE.fullmatch(part) is not None
+            else:
+                with part, memoryview(part) as view:
+                    sound = _VALUE.fullmatch(view) is not None
+            if not sound:
+                raise ValueError(f"what the header {name[:100]!r} would hold cannot be in one")
+        lines += [f"{name}: ".encode("latin-1"), *parts, b"\r\n"]
+    return lines
+
+
+def _assemble(parts: Sequence[bytes | SecretBuffer]) -> SecretBuffer:
+    request = SecretBuffer(sum(len(part) for part in parts), writable=True)
     with request:
-        at = _core.copy_into(request, 0, head)
-        for part in body:
+        at = 0
+        for part in parts:
             if isinstance(part, bytes):
                 at += _core.copy_into(request, at, part)
             else:

@@ -245,12 +245,12 @@ class Transit:
         associated_data: bytes = b"",
     ) -> list[str | TapesealError]:
         """Encrypt many plaintexts, in requests of up to 200; see encrypt()."""
-        self._check_key(name, context)
-        bound = _bound(context=context, associated_data=associated_data)
         with (
-            audit.operation("transit.encrypt", self._label(name), items=len(plaintexts)),
+            audit.operation("transit.encrypt", self._label(name), items=len(plaintexts)) as entry,
             ExitStack() as stack,
         ):
+            self._check_key(name, context)
+            bound = _bound(context=context, associated_data=associated_data)
             items = []
             for each in plaintexts:
                 secret = stack.enter_context(in_key_memory(each))
@@ -262,8 +262,11 @@ class Transit:
                 text = stack.enter_context(Secret(secret.to_base64()))
                 items.append(_Item({"plaintext": text, **bound}, len(secret)))
             del plaintexts  # No traceback is to hold them.
-            return self._batch(
-                "encrypt", name, items, lambda result: _versioned(result, "ciphertext")
+            return _noted(
+                entry,
+                self._batch(
+                    "encrypt", name, items, lambda result: _versioned(result, "ciphertext")
+                ),
             )
 
     def decrypt(
@@ -288,10 +291,13 @@ class Transit:
     ) -> list[SecretBuffer | TapesealError]:
         """Decrypt many ciphertexts; see decrypt()."""
         bound = _bound(context=context, associated_data=associated_data)
-        with audit.operation("transit.decrypt", self._label(name), items=len(ciphertexts)):
+        with audit.operation("transit.decrypt", self._label(name), items=len(ciphertexts)) as entry:
             items = self._ciphertexts(name, ciphertexts, bound)
-            return self._batch(
-                "decrypt", name, items, _plaintext, secret=("data.batch_results.*.plaintext",)
+            return _noted(
+                entry,
+                self._batch(
+                    "decrypt", name, items, _plaintext, secret=("data.batch_results.*.plaintext",)
+                ),
             )
 
     def rewrap(self, name: str, ciphertext: str, *, context: bytes = b"") -> str:
@@ -305,10 +311,11 @@ class Transit:
         self, name: str, ciphertexts: Sequence[str], *, context: bytes = b""
     ) -> list[str | TapesealError]:
         """Rewrap many ciphertexts; see rewrap()."""
-        with audit.operation("transit.rewrap", self._label(name), items=len(ciphertexts)):
+        with audit.operation("transit.rewrap", self._label(name), items=len(ciphertexts)) as entry:
             items = self._ciphertexts(name, ciphertexts, _bound(context=context))
-            return self._batch(
-                "rewrap", name, items, lambda result: _versioned(result, "ciphertext")
+            return _noted(
+                entry,
+                self._batch("rewrap", name, items, lambda result: _versioned(result, "ciphertext")),
             )
 
     # Signatures and HMACs
@@ -331,11 +338,11 @@ class Transit:
         settings = {**_signing(algorithm), **({"key_version": version} if version else {})}
         with audit.operation(
             "transit.sign", self._label(name), items=len(messages), algorithm=algorithm
-        ):
+        ) as entry:
             items = [
                 _Item({"input": _to_sign(each, algorithm)}, _SIGNATURE_SIZE) for each in messages
             ]
-            return self._batch("sign", name, items, _signature, settings)
+            return _noted(entry, self._batch("sign", name, items, _signature, settings))
 
     def verify(self, name: str, message: bytes, signature: Signature, algorithm: str) -> None:
         """Have the server check a signature; tapeseal.signature.check_signature() does it without.
@@ -351,7 +358,7 @@ class Transit:
         """Check many signatures, given as messages and signatures; see verify()."""
         with audit.operation(
             "transit.verify", self._label(name), items=len(signed), algorithm=algorithm
-        ):
+        ) as entry:
             items = [
                 _Item(
                     {
@@ -362,7 +369,9 @@ class Transit:
                 )
                 for message, each in signed
             ]
-            return self._batch("verify", name, items, self._valid(name), _signing(algorithm))
+            return _noted(
+                entry, self._batch("verify", name, items, self._valid(name), _signing(algorithm))
+            )
 
     def hmac(self, name: str, message: "Buffer | Secret | SecretBuffer") -> str:
         """Return the HMAC-SHA-256 of up to 32 KiB by the latest version of a key: "vault:v1:…"."""
@@ -375,17 +384,20 @@ class Transit:
     ) -> list[str | TapesealError]:
         """Return the HMACs of many messages; see hmac()."""
         with (
-            audit.operation("transit.hmac", self._label(name), items=len(messages)),
+            audit.operation("transit.hmac", self._label(name), items=len(messages)) as entry,
             ExitStack() as stack,
         ):
             items = [self._to_mac(stack, each) for each in messages]
             del messages  # No traceback is to hold them.
-            return self._batch(
-                "hmac",
-                name,
-                items,
-                lambda result: _versioned(result, "hmac"),
-                {"algorithm": "sha2-256"},
+            return _noted(
+                entry,
+                self._batch(
+                    "hmac",
+                    name,
+                    items,
+                    lambda result: _versioned(result, "hmac"),
+                    {"algorithm": "sha2-256"},
+                ),
             )
 
     def verify_hmac(self, name: str, message: "Buffer | Secret | SecretBuffer", mac: str) -> None:
@@ -394,9 +406,11 @@ class Transit:
         Raises:
             SignatureError: it is not one of this message by this key.
         """
-        if not version_of(mac):
-            raise SignatureError(f"{self._label(name)}: an HMAC of Transit is written vault:vN:…")
         with audit.operation("transit.verify_hmac", self._label(name)), ExitStack() as stack:
+            if not version_of(mac):
+                raise SignatureError(
+                    f"{self._label(name)}: an HMAC of Transit is written vault:vN:…"
+                )
             item = self._to_mac(stack, message)
             del message  # No traceback is to hold it.
             item.fields["hmac"] = mac
@@ -750,6 +764,16 @@ def _chunks(items: Sequence[_Item]) -> Iterator[list[_Item]]:
         size += item.size
     if chunk:
         yield chunk
+
+
+def _noted(entry: audit.operation, results: list[T | TapesealError]) -> list[T | TapesealError]:
+    """Return the results of a batch, with those that failed noted in the audit log."""
+    failed = [each for each in results if isinstance(each, TapesealError)]
+    if failed:
+        entry.details["failed"] = len(failed)
+        if len(failed) == len(results):
+            entry.result = type(failed[0]).__name__
+    return results
 
 
 def _only(results: list[T | TapesealError]) -> T:

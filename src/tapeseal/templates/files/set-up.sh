@@ -6,7 +6,9 @@ cd "$(dirname "$0")"
 vault=${VAULT:-@{command}}
 
 enable() { # secrets|auth TYPE PATH: unless something is mounted there
-  "$vault" "$1" list -format=json | grep -q "\"$3/\":" || "$vault" "$1" enable -path="$3" "${@:4}" "$2"
+  local mounted
+  mounted=$("$vault" "$1" list -format=json)
+  [[ $mounted == *"\"$3/\":"* ]] || "$vault" "$1" enable -path="$3" "${@:4}" "$2"
 }
 
 @{enable_audit}

@@ -1,4 +1,4 @@
-# Node @{node} of the raft cluster "@{name}": /etc/openbao/openbao.hcl or /etc/vault.d/vault.hcl of @{host}.
+@{storage_note}
 cluster_name = "@{name}"
 api_addr     = "https://@{host}:@{port}"
 cluster_addr = "https://@{host}:@{cluster_port}"
@@ -21,12 +21,7 @@ listener "tcp" {
   }
 }
 
-storage "raft" {
-  path                   = "@{data_directory}/@{node}"
-  node_id                = "@{node}"
-  performance_multiplier = 1
-@{joins}}
-
+@{storage_block}
 telemetry {
   prometheus_retention_time = "24h"
   disable_hostname          = true

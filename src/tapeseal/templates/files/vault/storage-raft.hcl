@@ -1,0 +1,5 @@
+storage "raft" {
+  path                   = "@{data_directory}/@{node}"
+  node_id                = "@{node}"
+  performance_multiplier = 1
+@{joins}}
