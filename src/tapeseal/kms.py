@@ -1,6 +1,7 @@
 """AWS KMS: its keys used, rotated and listed (docs/aws.md), and the connection that the keyring uses too."""
 
 import hashlib
+import json
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -519,6 +520,7 @@ class Kms:
         """
         parameters = {"Plaintext": PLACEHOLDER, "EncryptionContext": _context(encryption_context)}
         with audit.operation("kms.encrypt", key), in_key_memory(plaintext) as secret:
+            del plaintext  # No traceback is to hold it.
             if not 1 <= len(secret) <= MAX_PLAINTEXT_SIZE:
                 raise ValueError(
                     f"KMS encrypts 1 to {MAX_PLAINTEXT_SIZE} bytes, not {len(secret)}: make a tape or a blob"
@@ -832,7 +834,18 @@ class Kms:
             problem=problem,
         )
 
-    def keys(self, *, threads: int = 8) -> Iterator[KeyInfo]:
+    def policy(self, key: str) -> Mapping[str, Any]:
+        """Return the policy of a key, as the JSON of it has it."""
+        answer, _ = self._call("GetKeyPolicy", self._id(key), {"PolicyName": "default"})
+        try:
+            found = json.loads(str(answer.get("Policy")))
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise self._connection.not_whole(key, "Policy")
+        return found
+
+    def inventory(self, *, threads: int = 8) -> Iterator[KeyInfo]:
         """List all keys of the account in the region with their rotation dates, in the order of KMS.
 
         A key that a policy hides is listed with its `problem`.

@@ -104,7 +104,7 @@ def doctor(
 
     \b
       tapeseal doctor
-      tapeseal doctor -k local:my.key --plan plan.toml --tapes /archive --config /etc/recorder
+      tapeseal doctor --plan rotation.toml --tapes /archive --config /etc/recorder
       tapeseal doctor --only vault --skip vault.policies:break-glass --json
 
     Looks at this machine, its environment and token files, and at the Vault that VAULT_ADDR or BAO_ADDR names, with
