@@ -12,8 +12,9 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from cryptography import x509
@@ -27,6 +28,7 @@ from servers.kms import REGION, KmsServer, make_clients_once
 from support import start_child
 from tapeseal import break_glass
 from tapeseal.audit_log.anchors import append_to
+from tapeseal.audit_log.environment import EnvironmentLog
 from tapeseal.audit_log.log import AuditLog, create_log
 from tapeseal.cli import app
 from tapeseal.doctor import Finding, Report, SetUp, checks, examine, machine, policies
@@ -664,6 +666,92 @@ def test_vault_that_is_away(
         if each.check == "vault.not-seen"
     )
     assert "vault login" == refused.command
+
+
+@pytest.mark.server
+def test_vault_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Vault that takes connections and never answers is given up when the time for it is over."""
+    monkeypatch.setattr("tapeseal.doctor.vault.SECONDS", 0.6)
+    with dev_server(tmp_path) as hung:
+        monkeypatch.setenv("BAO_ADDR", hung.address)
+        monkeypatch.setenv("BAO_TOKEN", hung.token)
+        hung.pause()
+        try:
+            report = examine(SetUp(), only=["vault"])
+        finally:
+            hung.resume()
+    assert ["vault.not-seen"] == [each.check for each in report.at_least("warning")]
+    assert "vault.audit" in report.not_looked_at
+
+
+@pytest.mark.server
+def test_audit_log_that_takes_nothing(as_root: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the audit log takes no entry nobody logs in, and that is one finding with the reason."""
+    monkeypatch.setenv("TAPESEAL_AUDIT", "/nowhere/audit.log")
+    monkeypatch.setenv("TAPESEAL_AUDIT_KEYRING", "local:/nowhere/audit.key")
+    tapeseal.audit.start(EnvironmentLog())
+    try:
+        report = examine(SetUp(), only=["vault.own-token", "vault.kv"])
+    finally:
+        tapeseal.audit.stop()
+    (finding,) = report.findings
+    assert "vault.not-seen" == finding.check
+    assert "the audit log /nowhere/audit.log could not be opened" in finding.found
+
+
+class Nonsense(BaseHTTPRequestHandler):
+    """Answers whatever is asked with what no Vault says."""
+
+    answers: ClassVar[list[object]] = []
+
+    def answer(self) -> None:
+        """Give the next answer, over and over."""
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = json.dumps(self.answers[0]).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        """Answer a read."""
+        self.answer()
+
+    def do_LIST(self) -> None:
+        """Answer a list."""
+        self.answer()
+
+    def do_POST(self) -> None:
+        """Answer a look-up by POST."""
+        self.answer()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def test_vault_that_talks_nonsense(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever Vault answers, the doctor ends with a report, and shows nothing that a terminal would act on."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Nonsense)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    monkeypatch.setenv("BAO_ADDR", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("BAO_TOKEN", "x")
+    engines = {f"{kind}/": {"type": kind} for kind in ("transit", "kv", "pki", "database")}
+    try:
+        for data in (
+            {"keys": 5},
+            {"keys": [None, {}]},
+            {**engines, "keys": ["\x1b[2J"], "policy": "}{", "ttl": "x", "certificate": "x"},
+            {**engines, "approle/": {"type": "approle"}, "keys": ["a"], "latest_version": "x"},
+        ):
+            Nonsense.answers = [{"data": data}]
+            report = examine(SetUp(), only=["vault"])
+            named = {check.name for check in checks() if check.area == "vault"}
+            assert named == {*report.looked_at, *report.not_looked_at}
+            assert 0 < len(report.findings)
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def socket_port() -> int:

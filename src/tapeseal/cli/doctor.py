@@ -12,6 +12,7 @@ from tapeseal.cli.failures import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
     from tapeseal.doctor import Finding, Report
 
@@ -157,13 +158,7 @@ def _show_finding(finding: "Finding", console: "Console") -> None:
     from rich.text import Text
 
     def show(mark: Text, text: str, style: str = "", more: str = "") -> None:
-        whole = Text.assemble((printable(text), style), (more, "dim"))
-        mark.pad_right(_INDENT - len(mark))
-        for part in whole.wrap(console, console.width - _INDENT):
-            line = mark + part
-            line.rstrip()
-            console.print(line)
-            mark = Text(" " * _INDENT)
+        _print(console, Text.assemble((printable(text), style), (more, "dim")), mark)
 
     severity = Text(finding.severity, _STYLES[finding.severity])
     show(severity, finding.subject, "bold", f"  {finding.check}")
@@ -178,25 +173,36 @@ def _show_finding(finding: "Finding", console: "Console") -> None:
     console.print()
 
 
+def _print(console: "Console", text: "Text", mark: "Text | None" = None) -> None:
+    """Print a text in lines of the console's width, indented behind a mark where there is one."""
+    from rich.text import Text
+
+    indent = 0 if mark is None else _INDENT
+    mark = mark or Text()
+    mark.pad_right(indent - len(mark))
+    for part in text.wrap(console, console.width - indent):
+        line = mark + part
+        line.rstrip()
+        console.print(line)
+        mark = Text(" " * indent)
+
+
 def _show_summary(report: "Report", console: "Console") -> None:
     from rich.text import Text
 
     from tapeseal.doctor import SEVERITIES
 
-    counts = []
+    line = Text()
     for severity in reversed(SEVERITIES):
         number = sum(each.severity == severity for each in report.findings)
         plural = "s" if severity == "warning" and number != 1 else ""
-        counts.append((f"{number} {severity}{plural}", _STYLES[severity] if number else "dim"))
-    line = Text()
-    for number, part in enumerate(counts):
-        line.append(", " if number else "")
-        line.append(*part)
-    line.append(f", by {output.counted(len(report.looked_at), 'check')}")
-    console.print(line)
+        line.append(f"{number} {severity}{plural}", _STYLES[severity] if number else "dim")
+        line.append(", ")
+    line.append(f"by {output.counted(len(report.looked_at), 'check')}")
+    _print(console, line)
     if report.not_looked_at:
         names = ", ".join(report.not_looked_at)
-        console.print(Text(f"Could not be made: {names}.", "yellow"))
+        _print(console, Text(f"Could not be made: {names}.", "yellow"))
     if report.not_asked:
         areas = "; ".join(f"{each} ({_ASK[each]})" for each in report.not_asked)
-        console.print(Text(f"Not asked for: {areas}.", "dim"))
+        _print(console, Text(f"Not asked for: {areas}.", "dim"))
