@@ -28,7 +28,6 @@ from servers.kms import REGION, KmsServer, make_clients_once
 from support import start_child
 from tapeseal import break_glass
 from tapeseal.audit_log.anchors import append_to
-from tapeseal.audit_log.environment import EnvironmentLog
 from tapeseal.audit_log.log import AuditLog, create_log
 from tapeseal.cli import app
 from tapeseal.doctor import Finding, Report, SetUp, checks, examine, machine, policies
@@ -682,21 +681,6 @@ def test_vault_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
             hung.resume()
     assert ["vault.not-seen"] == [each.check for each in report.at_least("warning")]
     assert "vault.audit" in report.not_looked_at
-
-
-@pytest.mark.server
-def test_audit_log_that_takes_nothing(as_root: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the audit log takes no entry nobody logs in, and that is one finding with the reason."""
-    monkeypatch.setenv("TAPESEAL_AUDIT", "/nowhere/audit.log")
-    monkeypatch.setenv("TAPESEAL_AUDIT_KEYRING", "local:/nowhere/audit.key")
-    tapeseal.audit.start(EnvironmentLog())
-    try:
-        report = examine(SetUp(), only=["vault.own-token", "vault.kv"])
-    finally:
-        tapeseal.audit.stop()
-    (finding,) = report.findings
-    assert "vault.not-seen" == finding.check
-    assert "the audit log /nowhere/audit.log could not be opened" in finding.found
 
 
 class Nonsense(BaseHTTPRequestHandler):

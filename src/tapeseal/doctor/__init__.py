@@ -1,9 +1,4 @@
-"""Looks at a set-up, and says what to mend (docs/doctor.md). It changes nothing.
-
-report = examine(SetUp(keyrings=("local:my.key",), plan="plan.toml"))
-for finding in report.findings:
-    print(finding.severity, finding.subject, finding.found, finding.fix)
-"""
+"""Looks at a set-up, and says what to mend; changes nothing (docs/doctor.md)."""
 
 import fnmatch
 import importlib

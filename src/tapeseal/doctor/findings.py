@@ -16,7 +16,6 @@ T = TypeVar("T")
 SEVERITIES: Final = ("info", "warning", "serious")
 """From the least on: what is good to know; what is to be mended; what is to be mended today."""
 
-
 NOT_SEEN: Final = "What is not looked at may be wrong without anybody knowing."
 
 
@@ -59,7 +58,7 @@ class Check:
     """What it looks at and finds wrong, in one sentence."""
     why: str
     """Why that matters, in one sentence."""
-    function: Callable[[Any], Iterator[Problem]]
+    function: "Function"
     """Takes what its area's look() yields."""
 
     @property
@@ -71,18 +70,14 @@ class Check:
 Checks = dict[str, Check]
 
 
-def registrar(
-    checks: Checks,
-) -> Callable[
-    [str, str, str],
-    Callable[[Callable[[Any], Iterator[Problem]]], Callable[[Any], Iterator[Problem]]],
-]:
+Function = Callable[[Any], Iterator[Problem]]
+
+
+def registrar(checks: Checks) -> Callable[[str, str, str], Callable[[Function], Function]]:
     """Return the decorator that adds a function to the checks of an area: @check(name, looks_at, why)."""
 
-    def check(
-        name: str, looks_at: str, why: str
-    ) -> Callable[[Callable[[Any], Iterator[Problem]]], Callable[[Any], Iterator[Problem]]]:
-        def add(function: Callable[[Any], Iterator[Problem]]) -> Callable[[Any], Iterator[Problem]]:
+    def check(name: str, looks_at: str, why: str) -> Callable[[Function], Function]:
+        def add(function: Function) -> Function:
             checks[name] = Check(name, looks_at, why, function)
             return function
 
@@ -128,7 +123,7 @@ class Look:
         if left <= 0:
             raise GoneError(
                 f"{self.what} was not looked at to the end: the {self._seconds:.0f} s for it were over",
-                f"run it again where {self.what} answers faster, or choose checks by --only",
+                f"Run it again where {self.what} answers faster, or choose checks by --only.",
             )
         return left
 
