@@ -1,5 +1,6 @@
 """`tapeseal doctor`: what is wrong with a real set-up is found, the fix it names mends it, and a sound one passes."""
 
+import contextlib
 import json
 import os
 import re
@@ -683,16 +684,20 @@ def test_vault_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert "vault.audit" in report.not_looked_at
 
 
+ENGINES = {f"{kind}/": {"type": kind} for kind in ("transit", "kv", "pki", "database")}
+
+
 class Nonsense(BaseHTTPRequestHandler):
-    """Answers whatever is asked with what no Vault says."""
+    """Answers whatever is asked with what no Vault says, or fails at a path."""
 
     answers: ClassVar[list[object]] = []
+    fails_at = ""
 
     def answer(self) -> None:
         """Give the next answer, over and over."""
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
         body = json.dumps(self.answers[0]).encode()
-        self.send_response(200)
+        self.send_response(500 if self.fails_at and self.path.endswith(self.fails_at) else 200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -714,28 +719,73 @@ class Nonsense(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-def test_vault_that_talks_nonsense(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever Vault answers, the doctor ends with a report, and shows nothing that a terminal would act on."""
+@pytest.fixture
+def nonsense(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Nonsense]]:
+    """A server that the environment takes for a Vault."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Nonsense)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     monkeypatch.setenv("BAO_ADDR", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setenv("BAO_TOKEN", "x")
-    engines = {f"{kind}/": {"type": kind} for kind in ("transit", "kv", "pki", "database")}
-    try:
-        for data in (
-            {"keys": 5},
-            {"keys": [None, {}]},
-            {**engines, "keys": ["\x1b[2J"], "policy": "}{", "ttl": "x", "certificate": "x"},
-            {**engines, "approle/": {"type": "approle"}, "keys": ["a"], "latest_version": "x"},
-        ):
-            Nonsense.answers = [{"data": data}]
-            report = examine(SetUp(), only=["vault"])
-            named = {check.name for check in checks() if check.area == "vault"}
-            assert named == {*report.looked_at, *report.not_looked_at}
-            assert 0 < len(report.findings)
-    finally:
-        server.shutdown()
-        server.server_close()
+    yield Nonsense
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"keys": 5},
+        {"keys": [None, {}]},
+        {**ENGINES, "keys": ["\x1b[2J"], "policy": "}{", "ttl": "x", "certificate": "x"},
+        {**ENGINES, "approle/": {"type": "approle"}, "keys": ["a"], "latest_version": "x"},
+    ],
+)
+def test_vault_that_talks_nonsense(nonsense: type[Nonsense], data: dict[str, Any]) -> None:
+    """Whatever Vault answers, each check is made, or said not to have been."""
+    nonsense.answers = [{"data": data}]
+    report = examine(SetUp(), only=["vault"])
+    named = {check.name for check in checks() if check.area == "vault"}
+    assert named == {*report.looked_at, *report.not_looked_at}
+    assert 0 < len(report.findings)
+
+
+def test_vault_that_fails_at_a_path(
+    nonsense: type[Nonsense], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where Vault answers but fails at one thing, the others are looked at."""
+    monkeypatch.setattr("tapeseal.doctor.vault.SECONDS", 3.0)
+    nonsense.answers = [{"data": {"sealed": False, "ttl": 3600}}]
+    monkeypatch.setattr(nonsense, "fails_at", "sys/audit")
+    report = examine(SetUp(), only=["vault.audit", "vault.own-token"])
+    assert ["vault.own-token"] == report.looked_at
+    (finding,) = report.findings
+    assert ("vault.audit", "sys/audit") == (finding.check, finding.subject)
+
+
+def test_listener_that_drips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A listener that sends a byte now and then is given up when the time for it is over."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    given_up = threading.Event()
+
+    def drip() -> None:
+        connection, _ = listening.accept()
+        with connection, contextlib.suppress(OSError):
+            # The start of a record of the handshake that is never whole.
+            for byte in b"\x16\x03\x03\x40\x00" + bytes(2000):
+                connection.send(bytes([byte]))
+                if given_up.wait(0.02):
+                    return
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    monkeypatch.setattr("tapeseal.doctor.vault.SECONDS", 0.3)
+    monkeypatch.setenv("BAO_ADDR", f"https://127.0.0.1:{listening.getsockname()[1]}")
+    monkeypatch.setenv("BAO_TOKEN", "x")
+    report = examine(SetUp(), only=["vault.certificate"])
+    given_up.set()
+    thread.join()
+    listening.close()
+    assert ["vault.certificate"] == list(report.not_looked_at)
 
 
 def socket_port() -> int:
