@@ -1,5 +1,6 @@
 """`tapeseal doctor`: what is wrong with a real set-up is found, the fix it names mends it, and a sound one passes."""
 
+import contextlib
 import json
 import os
 import re
@@ -12,8 +13,9 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from cryptography import x509
@@ -265,6 +267,16 @@ def test_transit_key_that_leaves(as_root: Server) -> None:
 
 
 @pytest.mark.server
+def test_what_several_checks_lack(as_root: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What several checks may not see is told once, and none of them counts as made."""
+    monkeypatch.setenv("BAO_TOKEN", as_root.make_token("default", ttl="1h"))
+    report = examine(SetUp(), only=["vault.transit", "vault.kv", "vault.database"])
+    assert ["sys/mounts"] == [each.subject for each in report.findings]
+    assert [] == report.looked_at
+    assert 3 == len(report.not_looked_at)
+
+
+@pytest.mark.server
 def test_no_audit_device(as_root: Server, bao: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server without an audit device is found; one with it is not."""
     assert [] == found("vault.audit")
@@ -315,7 +327,7 @@ def test_address_and_tls(
 ) -> None:
     """Plain HTTP is found, and TLS 1.2; a listener of TLS 1.3 is not."""
     finding = one("vault.address")
-    assert ("warning", "it is http://, to this machine itself") == (
+    assert ("info", "it is http://, to this machine itself") == (
         finding.severity,
         finding.found,
     )
@@ -574,14 +586,16 @@ def furnished(server: Server) -> Server:
     return server
 
 
-def as_doctor(server: Server, policy: str, monkeypatch: pytest.MonkeyPatch) -> Report:
+def as_doctor(
+    server: Server, policy: str, monkeypatch: pytest.MonkeyPatch, only: str = "vault"
+) -> Report:
     """Look at a server under a policy alone."""
     server.policy("doctor", policy)
     token = server.make_token("doctor", ttl="10m", no_default_policy=True)
     monkeypatch.setenv("BAO_ADDR", server.address)
     monkeypatch.setenv("BAO_TOKEN", token)
     try:
-        return examine(SetUp(), only=["vault"])
+        return examine(SetUp(), only=[only])
     finally:
         server.admin.auth.token.revoke(token)
 
@@ -620,12 +634,13 @@ def test_policy_with_less(furnished: Server, monkeypatch: pytest.MonkeyPatch, pa
     if path == "auth/token/lookup-self":
         assert "vault.not-seen" in [each.check for each in report.findings]
         return
-    fixes = [each.fix for each in unseen(report) if each.subject == path]
-    assert fixes
-    (capabilities,) = {re.findall(r"\[(.*)\]", fix)[0] for fix in fixes}
+    (finding,) = (each for each in unseen(report) if each.subject == path)
+    (capabilities,) = re.findall(r"\[(.*)\]", finding.fix)
     assert set(listed.split(", ")) == set(capabilities.split(", "))
     # What is said to be missing is all that is missing.
-    added = as_doctor(furnished, f"{less}\n{fixes[0].partition(': ')[2]}", monkeypatch)
+    added = as_doctor(
+        furnished, f"{less}\n{finding.fix.partition(': ')[2]}", monkeypatch, finding.check
+    )
     assert [] == [each for each in unseen(added) if each.subject == path]
 
 
@@ -651,6 +666,126 @@ def test_vault_that_is_away(
         if each.check == "vault.not-seen"
     )
     assert "vault login" == refused.command
+
+
+@pytest.mark.server
+def test_vault_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Vault that takes connections and never answers is given up when the time for it is over."""
+    monkeypatch.setattr("tapeseal.doctor.vault.SECONDS", 0.6)
+    with dev_server(tmp_path) as hung:
+        monkeypatch.setenv("BAO_ADDR", hung.address)
+        monkeypatch.setenv("BAO_TOKEN", hung.token)
+        hung.pause()
+        try:
+            report = examine(SetUp(), only=["vault"])
+        finally:
+            hung.resume()
+    assert ["vault.not-seen"] == [each.check for each in report.at_least("warning")]
+    assert "vault.audit" in report.not_looked_at
+
+
+ENGINES = {f"{kind}/": {"type": kind} for kind in ("transit", "kv", "pki", "database")}
+
+
+class Nonsense(BaseHTTPRequestHandler):
+    """Answers whatever is asked with what no Vault says, or fails at a path."""
+
+    answers: ClassVar[list[object]] = []
+    fails_at = ""
+
+    def answer(self) -> None:
+        """Give the next answer, over and over."""
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = json.dumps(self.answers[0]).encode()
+        self.send_response(500 if self.fails_at and self.path.endswith(self.fails_at) else 200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        """Answer a read."""
+        self.answer()
+
+    def do_LIST(self) -> None:
+        """Answer a list."""
+        self.answer()
+
+    def do_POST(self) -> None:
+        """Answer a look-up by POST."""
+        self.answer()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def nonsense(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Nonsense]]:
+    """A server that the environment takes for a Vault."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Nonsense)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    monkeypatch.setenv("BAO_ADDR", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("BAO_TOKEN", "x")
+    yield Nonsense
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"keys": 5},
+        {"keys": [None, {}]},
+        {**ENGINES, "keys": ["\x1b[2J"], "policy": "}{", "ttl": "x", "certificate": "x"},
+        {**ENGINES, "approle/": {"type": "approle"}, "keys": ["a"], "latest_version": "x"},
+    ],
+)
+def test_vault_that_talks_nonsense(nonsense: type[Nonsense], data: dict[str, Any]) -> None:
+    """Whatever Vault answers, each check is made, or said not to have been."""
+    nonsense.answers = [{"data": data}]
+    report = examine(SetUp(), only=["vault"])
+    named = {check.name for check in checks() if check.area == "vault"}
+    assert named == {*report.looked_at, *report.not_looked_at}
+    assert 0 < len(report.findings)
+
+
+def test_vault_that_fails_at_a_path(
+    nonsense: type[Nonsense], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where Vault answers but fails at one thing, the others are looked at."""
+    monkeypatch.setattr("tapeseal.doctor.vault.SECONDS", 3.0)
+    nonsense.answers = [{"data": {"sealed": False, "ttl": 3600}}]
+    monkeypatch.setattr(nonsense, "fails_at", "sys/audit")
+    report = examine(SetUp(), only=["vault.audit", "vault.own-token"])
+    assert ["vault.own-token"] == report.looked_at
+    (finding,) = report.findings
+    assert ("vault.audit", "sys/audit") == (finding.check, finding.subject)
+
+
+def test_listener_that_drips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A listener that sends a byte now and then is given up when the time for it is over."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    given_up = threading.Event()
+
+    def drip() -> None:
+        connection, _ = listening.accept()
+        with connection, contextlib.suppress(OSError):
+            # The start of a record of the handshake that is never whole.
+            for byte in b"\x16\x03\x03\x40\x00" + bytes(2000):
+                connection.send(bytes([byte]))
+                if given_up.wait(0.02):
+                    return
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    monkeypatch.setattr("tapeseal.doctor.vault.SECONDS", 0.3)
+    monkeypatch.setenv("BAO_ADDR", f"https://127.0.0.1:{listening.getsockname()[1]}")
+    monkeypatch.setenv("BAO_TOKEN", "x")
+    report = examine(SetUp(), only=["vault.certificate"])
+    given_up.set()
+    thread.join()
+    listening.close()
+    assert ["vault.certificate"] == list(report.not_looked_at)
 
 
 def socket_port() -> int:
@@ -786,7 +921,7 @@ def test_kms_with_less(
 def test_kms_endpoint(as_aws: KmsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A KMS by http is found, and one of another machine is not called; KMS's own address is no finding."""
     arn = as_aws.make_key()
-    assert "warning" == one("kms.endpoint", at_kms(as_aws, arn)).severity
+    assert "info" == one("kms.endpoint", at_kms(as_aws, arn)).severity
     assert [] == found("kms.endpoint", SetUp(keyrings=(f"aws-kms:{arn}",)))
     elsewhere = SetUp(keyrings=(f"aws-kms:{arn}?endpoint_url=http://kms.example",))
     assert "serious" == one("kms.endpoint", elsewhere).severity
@@ -794,7 +929,12 @@ def test_kms_endpoint(as_aws: KmsServer, monkeypatch: pytest.MonkeyPatch) -> Non
     assert ["kms.endpoint"] == report.looked_at
     assert "kms.not-seen" in [each.check for each in report.findings]
     away = SetUp(keyrings=(f"aws-kms:{arn}?endpoint_url=http://127.0.0.1:{socket_port()}",))
-    assert "kms.state" in examine(away, only=["kms.state"]).not_looked_at
+    both = replace(away, keyrings=(*away.keyrings, *at_kms(as_aws, arn).keyrings))
+    report = examine(away, only=["kms.state", "kms.rotation"])
+    assert ["kms.state", "kms.rotation"] == list(report.not_looked_at)
+    assert ["kms.state"] == [each.check for each in report.findings]  # once
+    # A region that is away keeps no other from being looked at.
+    assert ["kms.rotation"] == examine(both, only=["kms.rotation"]).looked_at
 
 
 # Files
@@ -1359,7 +1499,8 @@ def test_report(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
     command = "tapeseal audit create LOG -k KEYRING && export TAPESEAL_AUDIT=LOG"
     assert f"$ {command} TAPESEAL_AUDIT_KEYRING=KEYRING\n" in shown
     assert all(len(line) <= 50 for line in shown.splitlines() if "$" not in line)
-    assert "0 serious, 3 warnings, 0 info, by 3 checks" in shown
+    assert "0 serious, 2 warnings, 0 info, by 3 checks" in shown
+    assert [] == [line for line in shown.splitlines() if line != line.rstrip()]
 
 
 @pytest.mark.server

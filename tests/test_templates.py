@@ -19,6 +19,8 @@ import tapeseal
 from servers.bao import Server, dev_server, free_ports, program, wait_for
 from servers.certs import Authority
 from tapeseal.cli import app
+from tapeseal.doctor import SetUp as DoctorSetUp
+from tapeseal.doctor import examine
 from tapeseal.keyrings.aws_kms import AwsKmsKeyring
 from tapeseal.keyrings.vault_transit import VaultTransitKeyring
 from tapeseal.rotation.kinds import make_kind
@@ -468,3 +470,14 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert 'api_addr     = "https://10.0.0.2:8300"' in (target / "vault/hft-2.hcl").read_text()
     assert (target / "policies/trading-live.hcl").exists()
     assert 2 == app.run(arguments)
+
+
+@pytest.mark.server
+def test_doctor_finds_nothing(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the policies, roles, keys and mounts of a set-up the doctor finds nothing to mend."""
+    monkeypatch.setenv("BAO_ADDR", server.address)
+    monkeypatch.setenv("BAO_TOKEN", server.token)
+    names = ("policies", "approles", "auth-ttl", "transit", "kv", "database", "pki")
+    report = examine(DoctorSetUp(), only=[f"vault.{name}" for name in names])
+    assert len(names) == len(report.looked_at)
+    assert [] == report.at_least("warning")

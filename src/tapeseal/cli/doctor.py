@@ -12,12 +12,14 @@ from tapeseal.cli.failures import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
     from tapeseal.doctor import Finding, Report
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _STYLES: Final = {"serious": "bold red", "warning": "yellow", "info": "cyan"}
+_INDENT: Final = len("serious") + 2
 _ASK: Final = {
     "vault": "VAULT_ADDR",
     "kms": "-k aws-kms:KEY, --plan",
@@ -153,25 +155,36 @@ def _width() -> int:
 
 
 def _show_finding(finding: "Finding", console: "Console") -> None:
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table.grid(padding=(0, 1))
-    table.add_column(width=8)
-    table.add_column(overflow="fold")
-    title = Text.assemble((printable(finding.subject), "bold"), (f"  {finding.check}", "dim"))
-    table.add_row(Text(finding.severity, _STYLES[finding.severity]), title)
-    table.add_row("", Text(printable(finding.found)))
-    table.add_row("", Text(printable(finding.why), "dim"))
+    def show(mark: Text, text: str, style: str = "", more: str = "") -> None:
+        _print(console, Text.assemble((printable(text), style), (more, "dim")), mark)
+
+    severity = Text(finding.severity, _STYLES[finding.severity])
+    show(severity, finding.subject, "bold", f"  {finding.check}")
+    show(Text(), finding.found)
+    show(Text(), finding.why, "dim")
     if finding.fix:
-        table.add_row(Text("→", "green", justify="right"), Text(printable(finding.fix)))
-    console.print(table)
+        show(Text("       →", "green"), finding.fix)
     if finding.command:
         # Not broken into lines, so that it can be copied.
-        console.print(
-            Text.assemble("       $ ", (printable(finding.command), "green")), soft_wrap=True
-        )
+        command = printable(finding.command)
+        console.print(Text.assemble("       $ ", (command, "green")), soft_wrap=True)
     console.print()
+
+
+def _print(console: "Console", text: "Text", mark: "Text | None" = None) -> None:
+    """Print a text in lines of the console's width, indented behind a mark where there is one."""
+    from rich.text import Text
+
+    indent = 0 if mark is None else _INDENT
+    mark = mark or Text()
+    mark.pad_right(indent - len(mark))
+    for part in text.wrap(console, console.width - indent):
+        line = mark + part
+        line.rstrip()
+        console.print(line)
+        mark = Text(" " * indent)
 
 
 def _show_summary(report: "Report", console: "Console") -> None:
@@ -179,20 +192,17 @@ def _show_summary(report: "Report", console: "Console") -> None:
 
     from tapeseal.doctor import SEVERITIES
 
-    counts = []
+    line = Text()
     for severity in reversed(SEVERITIES):
         number = sum(each.severity == severity for each in report.findings)
         plural = "s" if severity == "warning" and number != 1 else ""
-        counts.append((f"{number} {severity}{plural}", _STYLES[severity] if number else "dim"))
-    line = Text()
-    for number, part in enumerate(counts):
-        line.append(", " if number else "")
-        line.append(*part)
-    line.append(f", by {output.counted(len(report.looked_at), 'check')}")
-    console.print(line)
+        line.append(f"{number} {severity}{plural}", _STYLES[severity] if number else "dim")
+        line.append(", ")
+    line.append(f"by {output.counted(len(report.looked_at), 'check')}")
+    _print(console, line)
     if report.not_looked_at:
         names = ", ".join(report.not_looked_at)
-        console.print(Text(f"Could not be made: {names}.", "yellow"))
+        _print(console, Text(f"Could not be made: {names}.", "yellow"))
     if report.not_asked:
         areas = "; ".join(f"{each} ({_ASK[each]})" for each in report.not_asked)
-        console.print(Text(f"Not asked for: {areas}.", "dim"))
+        _print(console, Text(f"Not asked for: {areas}.", "dim"))

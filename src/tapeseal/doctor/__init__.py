@@ -1,12 +1,8 @@
-"""Looks at a set-up, and says what to mend (docs/doctor.md). It changes nothing.
-
-report = examine(SetUp(keyrings=("local:my.key",), plan="plan.toml"))
-for finding in report.findings:
-    print(finding.severity, finding.subject, finding.found, finding.fix)
-"""
+"""Looks at a set-up, and says what to mend; changes nothing (docs/doctor.md)."""
 
 import fnmatch
 import importlib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -135,7 +131,19 @@ def _run(check: Check, look: Look, report: Report) -> GoneError | None:
             report.findings.append(_finding(check.name, problem, check.why))
     except GoneError as error:
         gone = error
-    report.findings += [_finding(check.name, each) for each in look.unseen.values()]
+    except Exception as error:
+        # What a service answers is not ours to know, and the other checks are to be made all the same.
+        text = f"the check failed: {type(error).__name__}"
+        look.not_seen(check.name, check.area, text, "Report it; TAPESEAL_DEBUG=1 shows where.")
+        if os.environ.get("TAPESEAL_DEBUG"):
+            raise
+    for each in look.unseen.values():
+        # Several checks may lack the same thing.
+        if not any(
+            each == (f.severity, f.subject, f.found, f.fix, f.command, f.why)
+            for f in report.findings
+        ):
+            report.findings.append(_finding(check.name, each))
     if seen or look.seen > before or not (look.unseen or gone):
         report.looked_at.append(check.name)
     elif gone is None:

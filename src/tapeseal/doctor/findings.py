@@ -2,18 +2,19 @@
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from tapeseal.rotation.plan import Plan, PlannedSecret
 
+T = TypeVar("T")
+
 SEVERITIES: Final = ("info", "warning", "serious")
 """From the least on: what is good to know; what is to be mended; what is to be mended today."""
-
 
 NOT_SEEN: Final = "What is not looked at may be wrong without anybody knowing."
 
@@ -57,7 +58,7 @@ class Check:
     """What it looks at and finds wrong, in one sentence."""
     why: str
     """Why that matters, in one sentence."""
-    function: Callable[[Any], Iterator[Problem]]
+    function: "Function"
     """Takes what its area's look() yields."""
 
     @property
@@ -69,18 +70,14 @@ class Check:
 Checks = dict[str, Check]
 
 
-def registrar(
-    checks: Checks,
-) -> Callable[
-    [str, str, str],
-    Callable[[Callable[[Any], Iterator[Problem]]], Callable[[Any], Iterator[Problem]]],
-]:
+Function = Callable[[Any], Iterator[Problem]]
+
+
+def registrar(checks: Checks) -> Callable[[str, str, str], Callable[[Function], Function]]:
     """Return the decorator that adds a function to the checks of an area: @check(name, looks_at, why)."""
 
-    def check(
-        name: str, looks_at: str, why: str
-    ) -> Callable[[Callable[[Any], Iterator[Problem]]], Callable[[Any], Iterator[Problem]]]:
-        def add(function: Callable[[Any], Iterator[Problem]]) -> Callable[[Any], Iterator[Problem]]:
+    def check(name: str, looks_at: str, why: str) -> Callable[[Function], Function]:
+        def add(function: Function) -> Function:
             checks[name] = Check(name, looks_at, why, function)
             return function
 
@@ -112,6 +109,7 @@ class Look:
         """What was not seen, by what is missing."""
         self.seen = 0
         """How many things were seen."""
+        self._asked: dict[Hashable, tuple[Any, dict[str, Problem], int]] = {}
         self._seconds = seconds
         self._end = time.monotonic() + seconds
 
@@ -125,9 +123,24 @@ class Look:
         if left <= 0:
             raise GoneError(
                 f"{self.what} was not looked at to the end: the {self._seconds:.0f} s for it were over",
-                f"run it again where {self.what} answers faster, or choose checks by --only",
+                f"Run it again where {self.what} answers faster, or choose checks by --only.",
             )
         return left
+
+    def once(self, key: Hashable, ask: Callable[[], T]) -> T:
+        """Ask the first time, and have the same answer thereafter, with what could not be seen of it."""
+        if key not in self._asked:
+            before, self.unseen = self.unseen, {}
+            count = self.seen
+            try:
+                answer = ask()
+                self._asked[key] = answer, self.unseen, self.seen - count
+            finally:
+                self.unseen, self.seen = before, count
+        answer, unseen, seen = self._asked[key]
+        self.unseen = {**unseen, **self.unseen}
+        self.seen += seen
+        return answer
 
     def not_seen(
         self, missing: str, subject: str, found: str, fix: str = "", command: str = ""
@@ -167,6 +180,8 @@ class SetUp:
             return None if self.plan is None else read_plan(self.plan)
         except ValueError as error:
             return error
+        except OSError as error:
+            return ValueError(f"{self.plan} could not be read: {error.strerror}")
 
     @property
     def planned(self) -> "Iterable[PlannedSecret]":

@@ -5,6 +5,7 @@ import os
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -37,7 +38,6 @@ class KmsLook(Look):
         super().__init__("AWS KMS", SECONDS)
         self.keys = list(dict.fromkeys(keys))
         self._clients: dict[tuple[str | None, str | None], Kms] = {}
-        self._known: dict[Named, KeyInfo | None] = {}
 
     def endpoints(self) -> list[str]:
         """Return the addresses that keys name, or the environment does."""
@@ -48,46 +48,45 @@ class KmsLook(Look):
     def infos(self) -> Iterator[tuple[Named, "KeyInfo"]]:
         """Yield what KMS says of each key that may be seen."""
         for each in self.keys:
-            if each not in self._known:
-                self._known[each] = self._describe(each)
-            info = self._known[each]
+            info = self.once(each, partial(self._describe, each))
             if info is not None:
-                self.seen += 1
                 yield each, info
 
     def _describe(self, each: Named) -> "KeyInfo | None":
-        from tapeseal.errors import AccessDeniedError, WrappingKeyError
+        from tapeseal.errors import AccessDeniedError, ServiceUnavailableError, WrappingKeyError
         from tapeseal.kms import KeyInfo
 
         self.left()
         try:
-            return self._client(each).describe(each.key)
-        except AccessDeniedError as error:
-            self._hidden(each.key, _ACTIONS, error)
+            found = self._client(each).describe(each.key)
         except WrappingKeyError as error:
-            return KeyInfo(each.key, (), problem=str(error))
-        return None
+            found = KeyInfo(each.key, (), problem=str(error))
+        except (AccessDeniedError, ServiceUnavailableError) as error:
+            self._hidden(each.key, _ACTIONS, error)
+            return None
+        self.seen += 1
+        return found
 
     def policy(self, each: Named) -> Mapping[str, Any] | None:
         """Return a key's policy; None where it may not be seen."""
-        from tapeseal.errors import AccessDeniedError, WrappingKeyError
+        from tapeseal.errors import KeyUnavailableError
 
         self.left()
         try:
             found = self._client(each).policy(each.key)
-        except (AccessDeniedError, WrappingKeyError) as error:
+        except KeyUnavailableError as error:
             self._hidden(each.key, "kms:GetKeyPolicy", error)
             return None
         self.seen += 1
         return found
 
     def _hidden(self, key: str, actions: str, error: Exception) -> None:
-        self.not_seen(
-            f"{key} {actions}",
-            f"aws-kms:{key}",
-            f"could not be looked at: {error}",
-            f"Allow {actions} on the key, in its policy or in that of IAM.",
-        )
+        from tapeseal.errors import ServiceUnavailableError
+
+        fix = f"Allow {actions} on the key, in its policy or in that of IAM."
+        if isinstance(error, ServiceUnavailableError):
+            fix = "See that AWS KMS can be reached from here."
+        self.not_seen(f"{key} {actions}", f"aws-kms:{key}", f"could not be looked at: {error}", fix)
 
     def _client(self, each: Named) -> "Kms":
         from tapeseal.kms import Kms
@@ -128,13 +127,8 @@ def _keys(set_up: SetUp) -> Iterator[Named]:
 @contextlib.contextmanager
 def look(set_up: SetUp) -> Iterator[KmsLook | None]:
     """Look at the keys of AWS KMS that keyrings and plan name."""
-    from tapeseal.errors import ServiceUnavailableError
-
     found = KmsLook(_keys(set_up))
-    try:
-        yield found if found.keys else None
-    except ServiceUnavailableError as error:
-        raise GoneError(str(error), "See that AWS KMS can be reached from here.") from None
+    yield found if found.keys else None
 
 
 @check(
@@ -149,7 +143,7 @@ def _endpoint(kms: KmsLook) -> Iterator[Problem]:
         if parts.scheme != "https":
             here = parts.hostname in ("localhost", "127.0.0.1", "::1")
             yield Problem(
-                "warning" if here else "serious",
+                "info" if here else "serious",
                 url,
                 "it is http://" + (", to this machine itself" if here else ""),
                 "Leave endpoint_url out, or give one of https://",

@@ -26,17 +26,10 @@ class TapesLook(Look):
         super().__init__("tapes", SECONDS)
         self.names = set_up.tapes
         self.now = set_up.now
-        self._found: list[tuple[str, Header, bool, float]] | None = None
-        self._unread: dict[str, Problem] = {}
 
     def tapes(self) -> Iterator[tuple[str, "Header", bool, float]]:
         """Yield the path, the header, whether it is sealed, and the time of the last write of each tape."""
-        if self._found is None:
-            self._found = list(self._read())
-            self._unread = dict(self.unseen)
-        self.unseen |= self._unread
-        self.seen += len(self._found)
-        yield from self._found
+        yield from self.once("tapes", lambda: list(self._read()))
 
     def _read(self) -> Iterator[tuple[str, "Header", bool, float]]:
         from itertools import islice
@@ -68,6 +61,7 @@ class TapesLook(Look):
                         continue
                     is_blob = found.copy.copies != layout.FILE_COPIES
                     sealed = is_blob or layout.parse_trailer(end) is not None
+                    self.seen += 1
                     yield path, found, sealed, status.st_mtime
                 if next(paths, None) is not None:
                     limit = f"only the first {MAX_TAPES:,} tapes were looked at"

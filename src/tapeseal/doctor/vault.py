@@ -3,9 +3,11 @@
 import contextlib
 import os
 import re
+import select
 import shlex
 import socket
 import ssl
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -35,6 +37,12 @@ CERTIFICATE_SOON_SECONDS: Final = 30 * _DAY
 CERTIFICATE_NOW_SECONDS: Final = 7 * _DAY
 AUTHORITY_SOON_SECONDS: Final = 90 * _DAY
 
+EMERGENCY: Final = "break-glass"
+"""The policy and the AppRole of the templates for emergencies: as wide as it must be, its secret id in a package."""
+
+_SELF: Final = "auth/token/lookup-self"
+_STATUS: Final = "sys/seal-status"
+
 CHECKS: Final[Checks] = {}
 check = registrar(CHECKS)
 
@@ -49,7 +57,6 @@ class VaultLook(Look):
         self.session: VaultSession | None = None
         self.gone: GoneError | None = None
         """Why the session could not be opened."""
-        self._answers: dict[tuple[str, str, str], dict[str, Any] | None] = {}
 
     def open(self) -> None:
         """Open the session; where that cannot be, `gone` says why."""
@@ -57,7 +64,7 @@ class VaultLook(Look):
 
         try:
             # What still speaks TLS 1.2 is to be looked at too, and told.
-            self.session = VaultSession(minimum_tls=ssl.TLSVersion.TLSv1_2, deadline=SECONDS / 3)
+            self.session = VaultSession(minimum_tls=ssl.TLSVersion.TLSv1_2, deadline=SECONDS / 6)
         except ValueError as error:
             self.gone = GoneError(f"no session with Vault: {error}", "Mend that, and run it again.")
 
@@ -82,11 +89,9 @@ class VaultLook(Look):
         Raises:
             GoneError: Vault cannot be asked any more.
         """
-        key = (method, path, repr(body))
-        if key in self._answers:
-            return self._answers[key]
-        self._answers[key] = self._ask(path, needs, method, body, capabilities)
-        return self._answers[key]
+        return self.once(
+            (method, path, repr(body)), lambda: self._ask(path, needs, method, body, capabilities)
+        )
 
     def _ask(
         self,
@@ -110,13 +115,16 @@ class VaultLook(Look):
                 path,
                 body,
                 # Of its own token Vault says the token itself.
-                secret=("data.id",) if path == "auth/token/lookup-self" else (),
+                secret=("data.id",) if path == _SELF else (),
                 idempotent=True,
                 deadline=min(self.left(), self.session.deadline),
             )
         except AccessDeniedError as error:
-            if path == "auth/token/lookup-self":
-                raise GoneError(str(error), command="vault login") from None
+            if path == _SELF:
+                allow = f'A token needs: path "{_SELF}" {{ capabilities = ["read"] }}, as `default` has it.'
+                raise GoneError(str(error), allow, "vault login") from None
+            # A token that is no good is not one with too narrow a policy.
+            self._aside(_SELF)
             listed = ", ".join(f'"{each}"' for each in capabilities)
             self.not_seen(
                 needs,
@@ -126,9 +134,13 @@ class VaultLook(Look):
             )
             return None
         except ServiceUnavailableError as error:
-            raise GoneError(
+            away = GoneError(
                 str(error), "See that it runs, is unsealed and can be reached.", "vault status"
-            ) from None
+            )
+            if path == _STATUS or (self._aside(_STATUS) or {}).get("sealed") is not False:
+                raise away from None
+            self.not_seen(needs, path, f"could not be looked at: {error}", "Look into its log.")
+            return None
         except InvalidPath:
             self.seen += 1
             return None
@@ -144,10 +156,18 @@ class VaultLook(Look):
         data = answer.get("data", answer)
         if not isinstance(data, dict):
             return None
-        secret = data.pop("id", None) if path == "auth/token/lookup-self" else None
+        secret = data.pop("id", None) if path == _SELF else None
         if secret is not None:
             secret.close()
         return data
+
+    def _aside(self, path: str) -> dict[str, Any] | None:
+        """Ask for what tells why something else cannot be seen, which makes nothing seen of that."""
+        seen = self.seen
+        try:
+            return self.ask(path, path)
+        finally:
+            self.seen = seen
 
     def names(
         self, path: str, needs: str = "", capabilities: Sequence[str] = ("list",)
@@ -212,16 +232,34 @@ def _connected(
     """Connect to an address by TLS; None where it does not come to that."""
     parts = urlsplit(address)
     host = parts.hostname or ""
+    end = time.monotonic() + min(3.0, look.left())
     with contextlib.ExitStack() as stack:
         tls = None
         try:
             plain = stack.enter_context(
-                socket.create_connection((host, parts.port or 443), min(3.0, look.left()))
+                socket.create_connection((host, parts.port or 443), end - time.monotonic())
             )
-            tls = stack.enter_context(context.wrap_socket(plain, server_hostname=host))
+            made = context.wrap_socket(plain, server_hostname=host, do_handshake_on_connect=False)
+            stack.enter_context(made)
+            _shake_hands(made, end)
+            tls = made
         except (OSError, ValueError):
             pass
         yield tls
+
+
+def _shake_hands(tls: ssl.SSLSocket, end: float) -> None:
+    """Do the handshake by a `time.monotonic()`, or raise OSError; a timeout of a socket is for each byte of it anew."""
+    tls.setblocking(False)
+    while (left := end - time.monotonic()) > 0:
+        try:
+            tls.do_handshake()
+            return
+        except ssl.SSLWantReadError:
+            select.select([tls], [], [], left)
+        except ssl.SSLWantWriteError:
+            select.select([], [tls], [], left)
+    raise TimeoutError
 
 
 def addresses() -> list[str]:
@@ -264,7 +302,7 @@ def _address(vault: VaultLook) -> Iterator[Problem]:
         if parts.scheme != "https":
             here = re.fullmatch(r"localhost|127(\.\d+){3}|::1", parts.hostname or "")
             yield Problem(
-                "warning" if here else "serious",
+                "info" if here else "serious",
                 address,
                 "it is http://" + (", to this machine itself" if here else ""),
                 "Give its listener a certificate.",
@@ -386,7 +424,7 @@ def _audit(vault: VaultLook) -> Iterator[Problem]:
     "One person, or whoever finds that one share, opens everything.",
 )
 def _seal(vault: VaultLook) -> Iterator[Problem]:
-    status = vault.ask("sys/seal-status", "sys/seal-status") or {}
+    status = vault.ask(_STATUS, _STATUS) or {}
     threshold, shares = status.get("t"), status.get("n")
     if status.get("type") == "shamir" and threshold == 1:
         yield Problem(
@@ -421,8 +459,7 @@ def _policies(vault: VaultLook) -> Iterator[Problem]:
             )
             continue
         for severity, text in (each for rule in rules for each in policies.excesses(rule)):
-            # The templates' policy for emergencies is as wide as it must be, and says so.
-            meant = name == "break-glass"
+            meant = name == EMERGENCY
             yield Problem(
                 "info" if meant else severity,
                 name,
@@ -441,7 +478,7 @@ def _policies(vault: VaultLook) -> Iterator[Problem]:
     "What works on its own with such a token hands it to whoever breaks in there.",
 )
 def _own_token(vault: VaultLook) -> Iterator[Problem]:
-    token = vault.ask("auth/token/lookup-self", "auth/token/lookup-self") or {}
+    token = vault.ask(_SELF, _SELF) or {}
     subject = f"this token ({token.get('display_name', '')})"
     own = "Log in by an AppRole, a certificate or OIDC, with a policy of its own (docs/vault.md)"
     if "root" in (token.get("policies") or []):
@@ -476,38 +513,6 @@ def _own_token(vault: VaultLook) -> Iterator[Problem]:
 
 
 @check(
-    "vault.tokens",
-    "Other tokens that never expire, or are root.",
-    "A token without an end works for whoever finds it in a backup years later.",
-)
-def _tokens(vault: VaultLook) -> Iterator[Problem]:
-    own = (vault.ask("auth/token/lookup-self", "auth/token/lookup-self") or {}).get("accessor")
-    for accessor in vault.names(
-        "auth/token/accessors/", "auth/token/accessors/", capabilities=("list", "sudo")
-    ):
-        if accessor == own:
-            continue
-        token = vault.ask(
-            "auth/token/lookup-accessor",
-            "auth/token/lookup-accessor",
-            "POST",
-            {"accessor": accessor},
-            capabilities=("update",),
-        )
-        if token is None or token.get("ttl") or token.get("type") == "batch":
-            continue
-        root = "root" in (token.get("policies") or [])
-        made = datetime.fromtimestamp(token.get("creation_time") or 0, UTC)
-        yield Problem(
-            "serious" if root else "warning",
-            f"accessor {accessor}",
-            f"a {'root ' if root else ''}token ({token.get('display_name') or 'without a name'}) of {made:%Y-%m-%d}"
-            " that never expires",
-            command=f"vault token revoke -accessor {shlex.quote(accessor)}",
-        )
-
-
-@check(
     "vault.approles",
     "AppRoles whose secret ids never end, or that need none.",
     "A secret id that leaked logs in for ever.",
@@ -528,7 +533,7 @@ def _approles(vault: VaultLook) -> Iterator[Problem]:
                 )
             elif not role.get("secret_id_ttl"):
                 yield Problem(
-                    "warning",
+                    "info" if name == EMERGENCY else "warning",
                     path,
                     "its secret ids never end",
                     command=f"vault write {shlex.quote(path)} secret_id_ttl=720h",
@@ -723,3 +728,38 @@ def _serial(certificate: "Certificate") -> str:
     """Return a serial number as Vault writes it: 1f:09:…"""
     number = certificate.serial_number
     return number.to_bytes((number.bit_length() + 7) // 8, "big").hex(":")
+
+
+# The longest list, and so the last to be asked for
+
+
+@check(
+    "vault.tokens",
+    "Other tokens that never expire, or are root.",
+    "A token without an end works for whoever finds it in a backup years later.",
+)
+def _tokens(vault: VaultLook) -> Iterator[Problem]:
+    own = (vault.ask(_SELF, _SELF) or {}).get("accessor")
+    for accessor in vault.names(
+        "auth/token/accessors/", "auth/token/accessors/", capabilities=("list", "sudo")
+    ):
+        if accessor == own:
+            continue
+        token = vault.ask(
+            "auth/token/lookup-accessor",
+            "auth/token/lookup-accessor",
+            "POST",
+            {"accessor": accessor},
+            capabilities=("update",),
+        )
+        if token is None or token.get("ttl") or token.get("type") == "batch":
+            continue
+        root = "root" in (token.get("policies") or [])
+        made = datetime.fromtimestamp(token.get("creation_time") or 0, UTC)
+        yield Problem(
+            "serious" if root else "warning",
+            f"accessor {accessor}",
+            f"a {'root ' if root else ''}token ({token.get('display_name') or 'without a name'}) of {made:%Y-%m-%d}"
+            " that never expires",
+            command=f"vault token revoke -accessor {shlex.quote(accessor)}",
+        )
