@@ -336,7 +336,7 @@ def start_writer(path: Path, key_file: str, count: int, *more: str) -> subproces
     return start_child(_WRITER, path, key_file, count, *more, stdin=subprocess.PIPE)
 
 
-@pytest.mark.parametrize("roll_size", [None, 40_000])
+@pytest.mark.parametrize("roll_size", [None, pytest.param(40_000, marks=pytest.mark.slow)])
 def test_processes_write_one_chain(
     path: Path, keyring: LocalKeyring, key_file: str, roll_size: int | None
 ) -> None:
@@ -472,7 +472,13 @@ def killed_at(call: int, half: bool, path: Path, key_file: str) -> bool:
     return code != 0
 
 
-@pytest.mark.parametrize("half", [False, True], ids=["before it", "in the middle"])
+@pytest.mark.parametrize(
+    "half",
+    [
+        pytest.param(False, id="before it", marks=pytest.mark.slow),
+        pytest.param(True, id="in the middle"),
+    ],
+)
 def test_killed_at_every_call(path: Path, keyring: LocalKeyring, key_file: str, half: bool) -> None:
     """A writer that dies at any call to the system leaves a log that verifies and goes on."""
     create_log(path, keyring=keyring)
@@ -1224,7 +1230,8 @@ def test_reserve_is_recorded(path: Path, key_file: str, tmp_path: Path) -> None:
                 tapeseal.encrypt(b"2", keyring=reserve)
     found = [(each["action"], each["result"]) for each in entries(path)]
     assert ("reserve.refill", "done") in found
-    assert 1 == found.count(("reserve.exhausted", "ReserveExhaustedError"))
+    # Twice where a key that was on its way came in between.
+    assert 1 <= found.count(("reserve.exhausted", "ReserveExhaustedError")) <= 2
 
 
 @pytest.mark.server

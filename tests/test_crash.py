@@ -202,7 +202,7 @@ def options(killer: Killer) -> dict[str, Any]:
     }
 
 
-@kills(15, 300)
+@kills(8, 300)
 def test_recording(killer: Killer, tmp_path: Path, key_file: str, keyring: Any, kills: int) -> None:
     """All flushed records are there, nothing else than the stream's beginning, and the next writer goes on."""
     path = tmp_path / "day.tape"
@@ -359,7 +359,9 @@ def interrupt(act: Callable[[], object], at: int) -> str | None:
 
 
 @pytest.mark.parametrize("sealed", [False, True], ids=["open", "sealed"])
-@pytest.mark.parametrize("action", ["append", "flush", "close"])
+@pytest.mark.parametrize(
+    "action", ["append", "flush", pytest.param("close", marks=pytest.mark.slow)]
+)
 def test_interrupted_at_every_call(tmp_path: Path, keyring: Any, action: str, sealed: bool) -> None:
     """After an interrupt anywhere inside a writer, the same writer goes on, and nothing is lost or sealed twice."""
     path = tmp_path / "day.tape"

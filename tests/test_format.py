@@ -875,7 +875,7 @@ WHOLE = [
 
 
 @given(data=st.data())
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_readers_agree_on_changed_inputs(
     data: st.DataObject, keyring: LocalKeyring, tmp_path: Path
 ) -> None:

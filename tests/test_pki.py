@@ -324,7 +324,13 @@ WRITTEN = """
 """
 
 
-@pytest.mark.parametrize("program", [MADE_HERE, MADE_BY_VAULT], ids=["here", "by Vault"])
+@pytest.mark.parametrize(
+    "program",
+    [
+        pytest.param(MADE_HERE, id="here"),
+        pytest.param(MADE_BY_VAULT, id="by Vault", marks=pytest.mark.slow),
+    ],
+)
 def test_keys_leave_nothing_behind(tmp_path: Path, server: Server, program: str) -> None:
     """Once it is closed, no text or bytes of an elliptic-curve key are left in the process that had and wrote it.
 
