@@ -1419,9 +1419,8 @@ def test_unsealed_tape(tmp_path: Path, key_file: Path, mode: str) -> None:
 def test_secret_in_configuration(tmp_path: Path) -> None:
     """A password in a file of configuration is found by its place, and never shown."""
     path = tmp_path / "recorder.toml"
-    path.write_text(
-        'venue = "binance"\ndatabase = "postgresql://desk:hunter2pass@db/trades"\n'
-    )  # tapeseal: no secret
+    database = "postgresql://desk:hunter2pass@db/trades"  # tapeseal: no secret
+    path.write_text(f'venue = "binance"\ndatabase = "{database}"\n')
     set_up = SetUp(configuration=(str(tmp_path),))
     findings = found("config.secrets", set_up)
     assert {f"{path}:2"} == {each.subject for each in findings}
