@@ -38,7 +38,7 @@ demo: setup ## run the main job once, on made-up order flow
 
 test: setup programs ## run the fast tests; ARGS="-k name" chooses
 	@echo "Running the fast tests"
-	@$(pytest) -m "not slow" --numprocesses=auto $(ARGS)
+	@$(pytest) -m "not slow" --numprocesses=3 --dist=loadfile $(ARGS)
 
 test-all: setup programs $(venv)/fuzz ## run all tests, the slow ones and the fuzzer too
 	@echo "Running all tests"

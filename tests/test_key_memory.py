@@ -212,7 +212,7 @@ def keys_of(directory: Path, wrapping: Wrapping) -> dict[str, bytes]:
     [
         "local",
         pytest.param("aws_kms", marks=[pytest.mark.server, pytest.mark.slow]),
-        pytest.param("vault_derived", marks=pytest.mark.server),
+        pytest.param("vault_derived", marks=[pytest.mark.server, pytest.mark.slow]),
         pytest.param("vault_plain", marks=[pytest.mark.server, pytest.mark.slow]),
     ],
 )

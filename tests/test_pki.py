@@ -208,7 +208,10 @@ LOST = (
 )
 
 
-@pytest.mark.parametrize("number", range(len(LOST)))
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(n, marks=[pytest.mark.slow] if n % 3 else []) for n in range(len(LOST))],
+)
 def test_set_up_goes_on(server: Server, lossy: tuple[FaultProxy, Pki], number: int) -> None:
     """Whichever answer is lost, the same call goes on, and nothing is made twice."""
     proxy, _ = lossy

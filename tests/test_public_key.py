@@ -795,7 +795,7 @@ def holds(pid: int, secrets: dict[str, bytes]) -> set[str]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at a process through /proc")
-@pytest.mark.parametrize("kind", ["hybrid", "rsa"])
+@pytest.mark.parametrize("kind", ["hybrid", pytest.param("rsa", marks=pytest.mark.slow)])
 def test_no_data_key_stays_in_memory(tmp_path: Path, rsa_key: rsa.RSAPrivateKey, kind: str) -> None:
     """Of a data key that was unwrapped, wrapped again and closed nothing is left."""
     keys = (mlkem.MLKEM768PrivateKey.generate(), x25519.X25519PrivateKey.generate())

@@ -384,11 +384,18 @@ def test_daemon_that_is_ended(
     process = daemon()
     wait_for("the step", (tmp_path / "begun").exists)
     process.send_signal(sign)
+    if sign == signal.SIGKILL:
+        assert code == process.wait(30)
+        # The command goes on, and nobody else begins until it has ended.
+        waiting = run("run", "--due")
+        assert 3 == waiting.code
+        assert "a command of one that was killed" in waiting.err
     (tmp_path / "go").touch()
     assert code == process.wait(30)
     (report,) = run("status", "--json").reports
     assert ("running", step) == (report["rotation"]["state"], report["rotation"]["step"])
-    assert (0, "db: finished, version 1\n") == run("run", "--due")[:2]
+    done = wait_for("the command's end", lambda: (it := run("run", "--due")).code != 3 and it)
+    assert (0, "db: finished, version 1\n") == done[:2]
     assert [report["rotation"]["id"]] == [each.name for each in (tmp_path / "alive").iterdir()]
 
 

@@ -53,14 +53,15 @@ def test_credential_as_json(text: str) -> None:
         *("{}", "[]", "null", '"a"', "{", '{"a": "b"', '{"a": "b",}', '{"a": "b"} {}', '{"a" "b"}'),
         *('{"a": 1}', '{"a": null}', '{"a": {"b": "c"}}', '{"a": ""}', '{"a": "b", "a": "c"}'),
         *(r'{"a": "\ud800"}', r'{"a": "\x"}', '{"a": "\n"}', r'{"a": "\u12"}', '{a: "b"}'),
-        *('{"a": "bb" "bb"}', '{"a": "bb", 1}', '{"a": "bb", "c": ""}', r'{"a": "bb\ud800"}'),
+        *('{"a": "bxq-zz" "bxq-zz"}', '{"a": "bxq-zz", 1}', '{"a": "bxq-zz", "c": ""}'),
+        r'{"a": "bxq-zz\ud800"}',
     ],
 )
 def test_no_credential(text: str) -> None:
     """Anything else than an object of texts is refused, and its text is not in the error."""
     with pytest.raises(ValueError) as caught:
         credential_of(SecretBuffer.take(bytearray(text.encode())))
-    assert set() == leaks(caught.value, ["\\ud800", "bb"])
+    assert set() == leaks(caught.value, ["\\ud800", "bxq-zz"])
 
 
 def test_credential_on_standard_input(tmp_path: Path) -> None:

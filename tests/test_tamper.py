@@ -256,6 +256,8 @@ def tail(state: State) -> list[bytes]:
 
 
 KINDS = ["sealed", "open"]
+# What takes seconds for each kind.
+KINDS_SLOWLY = ["sealed", pytest.param("open", marks=pytest.mark.slow)]
 # Of another tape the sealed one differs by its end alone.
 SOURCES = ["other", "fork", "sealed_fork", pytest.param("other_sealed", marks=pytest.mark.slow)]
 
@@ -284,7 +286,7 @@ def flip(
     return found
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS_SLOWLY)
 def test_every_bit_of_the_body(judge: Judge, tapes: Tapes, kind: str) -> None:
     """A bit of nearly each byte of segments, frames, index and trailer: flipped, the tape is damaged."""
     state = getattr(tapes, kind)
@@ -533,7 +535,7 @@ def test_every_segment_removed_or_repeated(judge: Judge, tapes: Tapes, kind: str
             )
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS_SLOWLY)
 @pytest.mark.parametrize("source", SOURCES)
 def test_blocks_of_other_tapes(judge: Judge, tapes: Tapes, kind: str, source: str) -> None:
     """Each block of another tape, and of a fork of this one, in the place of each block and between all."""
@@ -549,7 +551,7 @@ def test_blocks_of_other_tapes(judge: Judge, tapes: Tapes, kind: str, source: st
             assert judge(joined(state, [*pieces[:place], foreign, *pieces[place:]])) == "damaged"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS_SLOWLY)
 @pytest.mark.parametrize("source", SOURCES)
 def test_tails_of_other_tapes(judge: Judge, tapes: Tapes, kind: str, source: str) -> None:
     """One tape's beginning and another's end: damage, unless that is just what the fork was."""
@@ -759,6 +761,7 @@ def run(*arguments: object) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_exit_codes(tapes: Tapes, tmp_path: Path, key_file: str) -> None:
     """Damage, forgery and cuts are exit code 1 for whoever reads, and leave no output."""
     path, out = tmp_path / "x.tape", tmp_path / "x.npy"

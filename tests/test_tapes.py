@@ -574,7 +574,7 @@ def values_of(kind: np.dtype) -> st.SearchStrategy:
 
 
 @pytest.mark.parametrize("kind", RANGE_TYPES)
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=12)
 @given(data=st.data())
 def test_between_is_a_mask(path: Path, keyring: Any, kind: str, data: st.DataObject) -> None:
     """between() is what a mask over all records gives: with index and without, sealed and open, NaN and NaT too."""
@@ -1092,7 +1092,7 @@ def test_a_lone_segment_header_may_be_replaced(make: Any, keyring: Any) -> None:
         assert same(ticks(0, 30), collect(back.follow(poll_seconds=0, idle_seconds=0)))
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
 def test_readers_never_mind_a_writer(path: Path, keyring: Any, key_file: str, seed: int) -> None:
     """Whoever opens a tape that is sealed, resumed and appended to at that moment gets a prefix of the stream."""
     code = """

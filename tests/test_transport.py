@@ -1316,7 +1316,10 @@ def find(pid: int, needles: dict[str, bytes]) -> set[tuple[str, bool]]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/PID/mem")
-@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize(
+    "version",
+    [pytest.param(ssl.TLSVersion.TLSv1_2, marks=pytest.mark.slow), ssl.TLSVersion.TLSv1_3],
+)
 def test_memory(authority: Authority, version: ssl.TLSVersion) -> None:
     """Another process finds a key that came over TLS, and went back, in a SecretBuffer's pages alone, later nowhere."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -31,6 +31,19 @@ _START, _END = re.compile(rb"[ \t\r\n]*+\{"), re.compile(rb"[ \t\r\n]*+")
 _ESCAPE = re.compile(rb'\\(?:["\\/bfnrt]|(?:u[0-9A-Fa-f]{4})+?(?:\\u[dD][c-fC-F][0-9A-Fa-f]{2})?)')
 
 
+_kept: set[int] = set()
+
+
+@contextlib.contextmanager
+def keep_open(fd: int) -> Iterator[None]:
+    """Have the commands that are started in the body keep a descriptor open until they end."""
+    _kept.add(fd)
+    try:
+        yield
+    finally:
+        _kept.discard(fd)
+
+
 def run_command(
     command: Sequence[str],
     *,
@@ -65,6 +78,7 @@ def run_command(
             bufsize=0,
             env={**os.environ, **(variables or {})},
             start_new_session=True,
+            pass_fds=tuple(_kept),
         )
     except OSError as error:
         raise RotationError(f"{name} cannot be run: {error.strerror}") from None

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from tapeseal.files import StrPath
+from tapeseal.rotation import commands
 from tapeseal.rotation.schedule import Sessions
 
 RUNNING: Final = "running"
@@ -221,7 +222,9 @@ class Journal:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Be the one that works on rotations.
+        """Be the one that works on rotations, together with the commands that are started meanwhile.
+
+        Where this process is killed, the command that it was at goes on: nobody else is the one until that has ended.
 
         Raises:
             BlockingIOError: another process, or another Journal of this one, is.
@@ -232,9 +235,14 @@ class Journal:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise BlockingIOError(
-                    error.errno, "another runner has the journal", str(self.path)
+                    error.errno,
+                    "another runner has the journal, or a command of one that was killed",
+                    str(self.path),
                 ) from None
-            yield
+            with commands.keep_open(fd):
+                yield
+            # Also for what commands have left running.
+            fcntl.flock(fd, fcntl.LOCK_UN)
         finally:
             os.close(fd)
 
