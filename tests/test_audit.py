@@ -405,6 +405,7 @@ def test_a_lock_that_is_held(
 # Crashes
 
 
+@pytest.mark.slow
 def test_killed_writers_leave_a_valid_log(path: Path, keyring: LocalKeyring, key_file: str) -> None:
     """After kill -9 at any instant the log verifies, and holds every entry whose operation had ended."""
     create_log(path, keyring=keyring, roll_size=30_000)

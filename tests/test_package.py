@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -60,6 +61,7 @@ class WithoutTyping(ast.NodeTransformer):
         return self.generic_visit(node)
 
 
+@cache
 def imports(module: str, *, typing: bool = True) -> set[str]:
     """Return the full names of all that a module imports, in functions too."""
     names = set()

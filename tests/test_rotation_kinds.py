@@ -54,7 +54,10 @@ def scenarios(names: Iterable[str] = SCENARIOS, *, fast: Iterable[str] = ()) -> 
 every = pytest.mark.parametrize("scenario", list(SCENARIOS), indirect=True)
 
 
-@scenarios(fast=SCENARIOS.keys() - {"api-key-exec", "ssh-key-authorized", "kms-key-material"})
+@scenarios(
+    fast=SCENARIOS.keys()
+    - {"api-key-exec", "ssh-key-authorized", "kms-key-material", "kms-key", "database-static-role"}
+)
 def test_rotation(scenario: Scenario) -> None:
     """A rotation waits for its consumer, and ends with the new credential accepted and the old one refused."""
     old = scenario.current()

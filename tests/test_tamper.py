@@ -396,7 +396,7 @@ def test_bits_of_a_forged_header(judge: Judge, tapes: Tapes, which: str, step: i
 # Lengths
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS_SLOWLY)
 def test_every_length_of_the_body(judge: Judge, tapes: Tapes, kind: str) -> None:
     """A tape cut at each length is torn or open, has the records of the frames that are whole, and goes on."""
     data = getattr(tapes, kind).data
@@ -470,7 +470,7 @@ def test_sealed_tapes_that_were_cut_are_not_decrypted(judge: Judge, tapes: Tapes
     target.unlink()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS_SLOWLY)
 def test_damaged_tapes_are_not_decrypted(judge: Judge, tapes: Tapes, kind: str) -> None:
     """decrypt_file leaves nothing under the output's name for a tape with any changed byte, unsealed=True or not."""
     target = judge.path.parent / "plain.npy"
@@ -509,7 +509,7 @@ def test_every_pair_of_segments_swapped(judge: Judge, tapes: Tapes, kind: str) -
         assert judge(joined(state, changed + tail(state))) == "damaged"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS_SLOWLY)
 def test_every_block_removed_or_repeated(judge: Judge, tapes: Tapes, kind: str) -> None:
     """Each block left out, or put in once more at every place; only the loss of an open tape's end is not seen."""
     state = getattr(tapes, kind)
@@ -624,7 +624,7 @@ def test_a_retracted_frame_put_back(place: Path, keyring: Any) -> None:
             assert outcome == ("open" if at == len(before) else "damaged")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS_SLOWLY)
 def test_trailers_anywhere(judge: Judge, tapes: Tapes, kind: str) -> None:
     """A trailer in mid-file, twice, or made up with any offset is damage; none of it is cut off unasked."""
     state = getattr(tapes, kind)

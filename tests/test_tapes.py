@@ -1218,6 +1218,7 @@ def test_a_dropped_fork_does_not_free_the_lock(path: Path, keyring: Any) -> None
     assert ("locked\n", "") == (done.stdout, done.stderr)
 
 
+@pytest.mark.slow
 def test_many_writers_and_copies_lose_nothing(path: Path, keyring: Any, key_file: str) -> None:
     """Writers that contend for a tape while a rewrap puts copies in its place lose no record that was flushed."""
     tapeseal.open(path, "w", keyring=keyring, dtype=TICK, frame_size=FRAME).close(seal=False)

@@ -1058,7 +1058,7 @@ def redacted(text: bytes) -> tuple[bytes, bytes | None]:
     return left, bytes(buffer[fields[0].start : fields[0].stop]) if fields else None
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(
     st.dictionaries(st.text().filter(lambda name: not name.casefold().endswith("plaintext")), JSON),
     st.binary(min_size=1),
@@ -1123,7 +1123,7 @@ def taken(text: str | bytes, *patterns: str) -> tuple[Any, dict[str, str]]:
     }
 
 
-@settings(max_examples=100)
+@settings(max_examples=40)
 @given(st.dictionaries(st.text(min_size=1), JSON, min_size=1), JSON, st.booleans())
 def test_scanner_takes_what_stands_at_a_place(
     held: dict[str, Any], around: Any, ascii_only: bool
@@ -1198,7 +1198,7 @@ def test_hostile_texts_are_refused(text: str | bytes) -> None:
     assert "ud800" not in str(caught.value)
 
 
-@settings(max_examples=100)
+@settings(max_examples=40)
 @given(
     st.text(min_size=1).filter(lambda text: not any(0xD800 <= ord(each) < 0xE000 for each in text))
 )
