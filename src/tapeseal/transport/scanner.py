@@ -27,6 +27,8 @@ _TOKEN = re.compile(
     rb'[ \t\r\n]*+(?:("(?:[^"\\]|\\.)*+")|([{}\[\],:])|([^ \t\r\n{}\[\],:"]++))', re.DOTALL
 )
 _ESCAPE = re.compile(rb'\\(?:["\\/bfnrt]|u[0-9A-Fa-f]{4}(?:\\u[dD][c-fC-F][0-9A-Fa-f]{2})?)')
+_CHARACTERS = re.compile(rb'(?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u[0-9A-Fa-f]{4}))*+')
+_LITERAL = re.compile(rb"true|false|null|-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?")
 _BASE64_RUN = re.compile(rb"[A-Za-z0-9+/]{40,}+={0,2}")
 _NULL = re.compile(rb"null")
 _ESCAPED = re.compile(rb'["\\\x00-\x1f]')
@@ -71,6 +73,8 @@ def redact(
             member whose name ends in "plaintext" where none belongs, or that is no string.
     """
     fields = list(_fields(view, start, stop, patterns))
+    for each in fields:
+        _check(view, each)
     spans = [(_whole(each), f'"{PLACEHOLDER_TEXT}"') for each in fields]
     text = _blanked(view, start, stop, spans)
     _parse(text)
@@ -223,6 +227,30 @@ def _end(view: memoryview, start: int, stop: int) -> int:
 def _whole(field: Field) -> tuple[int, int]:
     """Return where a value stands with its quotes."""
     return field.start - field.is_string, field.stop + field.is_string
+
+
+def _check(view: memoryview, field: Field) -> None:
+    """Raise ValueError where a secret value is no JSON; objects are made of its brackets and marks alone."""
+    shape = bytearray()
+    start, stop = _whole(field)
+    while token := _TOKEN.match(view, start, stop):
+        start = token.end()
+        string = token.start(1) + 1, token.end(1) - 1
+        if token.end(2) >= 0:
+            shape += view[slice(*token.span(2))]
+        elif token.end(1) < 0:
+            shape += b"0" if _LITERAL.fullmatch(view, *token.span(3)) else b"?"
+        elif _CHARACTERS.fullmatch(view, *string) and _UTF_8.fullmatch(view, *string):
+            shape += b'""'
+        else:
+            shape += b"?"
+    try:
+        json.loads(shape)
+    except (ValueError, RecursionError):
+        pass
+    else:
+        return
+    raise ValueError("it is no JSON")
 
 
 def _copies(
