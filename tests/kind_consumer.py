@@ -359,6 +359,8 @@ def main() -> None:
                 except RefusedError as error:
                     if left:
                         seen["retries"] += 1
+                        # Vault writes a password down some milliseconds after the database has it.
+                        time.sleep(0.1)
                         version, credential = consumer.read()
                         continue
                     seen["failures"].append([version, str(error)])

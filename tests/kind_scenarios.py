@@ -45,7 +45,7 @@ path "secret/data/{prefix}/consumers/desk/+" {{ capabilities = ["read"] }}
 """
 STORED_POLICY = """
 path "secret/data/{prefix}/desk" {{ capabilities = ["create", "read", "update", "patch"] }}
-path "secret/metadata/{prefix}/desk" {{ capabilities = ["create", "read", "patch"] }}
+path "secret/metadata/{prefix}/desk" {{ capabilities = ["create", "read", "update"] }}
 path "secret/destroy/{prefix}/desk" {{ capabilities = ["update"] }}
 """
 CONSUMER_POLICY = """

@@ -13,7 +13,7 @@ from rotations import TestServices, credential, rotation, target
 from servers.bao import Server
 from servers.kubernetes_api import KubernetesApi
 from support import leaks
-from tapeseal.errors import RotationError, ServiceUnavailableError
+from tapeseal.errors import RotationError, ServiceUnavailableError, VaultRefusedError
 
 PASSWORD = 'p4ss"w\\rd\n-of-the-desk-é'
 LOGIN = {"username": "desk", "password": PASSWORD}
@@ -162,7 +162,7 @@ def _data(bao: Server, path: str) -> object:
 @pytest.mark.server
 def test_vault_refuses(bao: Server) -> None:
     """What is no KV store is named, and the credential is not."""
-    with pytest.raises(RotationError, match="no handler for route") as caught:
+    with pytest.raises(VaultRefusedError, match="no handler for route") as caught:
         target("vault", path="nowhere/desk").deploy(
             credential(**LOGIN), rotation(services=TestServices(bao))
         )

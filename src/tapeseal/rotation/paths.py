@@ -99,6 +99,12 @@ def delete(vault: "VaultSession", path: str) -> None:
 
 
 def api_path(path: str, what: str) -> str:
-    """Return the path in Vault's API of the "data" or "metadata" of MOUNT/PATH."""
-    mount, _, rest = path.partition("/")
+    """Return the path in Vault's API of the "data" or "metadata" of MOUNT/PATH, or of what does "destroy".
+
+    Raises:
+        ValueError: it is no MOUNT/PATH.
+    """
+    mount, slash, rest = path.partition("/")
+    if not mount or not slash or not rest:
+        raise ValueError(f"the path of a secret in KV is MOUNT/PATH, not {path!r}")
     return f"{mount}/{what}/{rest}"

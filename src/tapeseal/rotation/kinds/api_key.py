@@ -14,14 +14,13 @@ from tapeseal.rotation.kinds import Credential, Live, Rotation, Services
 from tapeseal.rotation.kinds.stored import (
     SETTINGS,
     Stored,
-    api_path,
-    ask,
     live_calls,
     old_calls,
     read_text,
     wipe,
     write_calls,
 )
+from tapeseal.rotation.paths import api_path
 from tapeseal.rotation.settings import Setting
 from tapeseal.secret import Secret
 
@@ -235,32 +234,32 @@ class _HttpIssuer:
         secret: "Sequence[Pattern] | None" = None,
         gone: bool = False,
     ) -> Reply:
+        from tapeseal.vault.kv import KeyValue
+
         options = self._options
-        path = api_path(options["admin"], "data")
-        answer = ask(self._services.vault, "GET", path, secret=("data.data.*",))
-        members = {} if answer is None else answer["data"]["data"]
-        try:
-            if options["admin_member"] not in members:
-                raise RotationError(f"there is no member {options['admin_member']!r} at {path}")
-            admin = members[options["admin_member"]].buffer
+        mount, _, path = options["admin"].partition("/")
+        with KeyValue(self._services.vault, mount).read(path) as found:
+            admin = found[options["admin_member"]]
+            if admin is None:
+                raise RotationError(f"{found.path} has an empty {options['admin_member']!r}")
             reply = request(
                 method,
                 url,
-                secret_headers={options["header"]: [options["prefix"].encode(), admin]},
+                secret_headers={options["header"]: [options["prefix"].encode(), admin.buffer]},
                 body=body,
                 secret=secret,
                 ca_file=options["ca_file"],
                 seconds=_SECONDS,
             )
-        finally:
-            wipe(members)
         if gone and (reply.done or reply.status in (404, 410)):
             return reply
         if reply.done and reply.document is not None:
             return reply
         wipe(reply.secrets)
         if reply.refused:
-            raise AccessDeniedError(f"{method} {url} is refused ({reply.status}): see {path}")
+            raise AccessDeniedError(
+                f"{method} {url} is refused ({reply.status}): see {options['admin']}"
+            )
         raise RotationError(f"{method} {url} answers {reply.status}")
 
     def _unknown(self, method: str, what: str) -> RotationError:

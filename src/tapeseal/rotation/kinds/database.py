@@ -6,6 +6,7 @@ makes that user the current one; the other stays as it was until every consumer 
 """
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import TYPE_CHECKING, ClassVar
 
 from tapeseal.errors import IrreversibleError, RotationError
@@ -13,11 +14,10 @@ from tapeseal.rotation.kinds import Credential, Live, Rotation, Services
 from tapeseal.rotation.kinds.stored import (
     SETTINGS,
     Stored,
-    api_path,
     ask,
-    instant,
     known,
     live_calls,
+    note_calls,
     old_calls,
     read_text,
     write_calls,
@@ -44,7 +44,7 @@ class StaticRole:
         """Return when the password was last changed, which is its version."""
         options = secret.options
         last = _last_rotation(services, options["database_mount"], options["role"])
-        return Live(last, instant(last))
+        return Live(last, datetime.fromisoformat(last))
 
     def generate(self, rotation: Rotation) -> Credential:
         """Have the password changed, unless it was since the rotation began; the old one is dead from here on."""
@@ -172,8 +172,7 @@ class AlternatingUsers:
         _rotate(rotation.services, mount, role)
 
     def _is_rotated(self, rotation: Rotation, role: str, step: str) -> bool:
-        metadata = Stored(rotation.secret, rotation.services).metadata()
-        note = metadata.get("custom_metadata") or {}
+        note = Stored(rotation.secret, rotation.services).noted()
         if note.get("rotation_step") != _step(rotation, step):
             return False
         mount = rotation.secret.options["database_mount"]
@@ -182,11 +181,11 @@ class AlternatingUsers:
     def calls(self, secret: "PlannedSecret") -> list[str]:
         """Name the calls of a rotation."""
         options = secret.options
-        path, mount = api_path(options["path"], "metadata"), options["database_mount"]
+        mount = options["database_mount"]
         rotate = [
-            f"GET {path}",
+            *live_calls(options),
             f"GET {mount}/static-roles/…",
-            f"PATCH {path}",
+            *note_calls(options),
             f"POST {mount}/rotate-role/…",
         ]
         _roles(secret)
@@ -196,7 +195,7 @@ class AlternatingUsers:
             *rotate,
             f"GET {mount}/static-creds/…",
             *write_calls(options),
-            f"GET {path}",
+            *live_calls(options),
             f"GET {mount}/static-creds/…",
             *rotate,
         ]

@@ -8,7 +8,6 @@ from tapeseal.rotation.kinds import Credential, Live, Rotation, Services
 from tapeseal.rotation.kinds.stored import (
     SETTINGS,
     Stored,
-    api_path,
     ask,
     known,
     live_calls,
@@ -16,6 +15,7 @@ from tapeseal.rotation.kinds.stored import (
     read_text,
     write_calls,
 )
+from tapeseal.rotation.paths import api_path
 from tapeseal.rotation.settings import Setting
 from tapeseal.secret import Secret
 
@@ -88,8 +88,9 @@ class ServiceAccount:
             return
         with stored.read(before) as found:
             accessor = read_text(found, _ACCESSOR)
-            if accessor is None and found and "secret_id" in found:
-                accessor = self._accessor_of(rotation, found["secret_id"])
+            secret_id = None if found is None else found.get("secret_id")
+            if accessor is None and secret_id is not None:
+                accessor = self._accessor_of(rotation, secret_id)
         if accessor is not None and self._look_up(rotation, accessor) is not None:
             self._destroy(rotation, accessor)
         stored.destroy_old(rotation)

@@ -14,12 +14,12 @@ from tapeseal.rotation.kinds import Credential, Live, Rotation, Services
 from tapeseal.rotation.kinds.stored import (
     SETTINGS,
     Stored,
-    api_path,
     live_calls,
     old_calls,
     read_text,
     write_calls,
 )
+from tapeseal.rotation.paths import api_path
 from tapeseal.rotation.settings import Setting
 from tapeseal.secret import Secret
 

@@ -11,13 +11,21 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from tapeseal.errors import IrreversibleError, RotationError
+from tapeseal.errors import (
+    IrreversibleError,
+    RotationError,
+    SecretNotFoundError,
+    VaultRefusedError,
+    VersionConflictError,
+)
 from tapeseal.rotation.kinds import Credential, Live, Rotation, Services
+from tapeseal.rotation.paths import api_path
 from tapeseal.rotation.settings import Setting
 from tapeseal.secret import Secret
 
 if TYPE_CHECKING:
     from tapeseal.rotation.plan import PlannedSecret
+    from tapeseal.vault.kv import Metadata, SecretVersion
     from tapeseal.vault.session import VaultSession
 
 MARK: Final = "rotation"
@@ -28,8 +36,6 @@ SETTINGS: Final[Mapping[str, Setting]] = {"path": Setting(str)}
 
 FIRST: Final = "0"
 """The version of what is in use, but not yet in KV."""
-
-_STALE = "check-and-set parameter did not match"
 
 
 def ask(
@@ -44,7 +50,7 @@ def ask(
     """Make a request of VaultSession.request(); None where there is no such thing.
 
     Raises:
-        RotationError: the server takes the request for wrong, and would again.
+        VaultRefusedError: the server takes the request for wrong, and would again.
         ServiceUnavailableError, AccessDeniedError: as there.
     """
     from hvac.exceptions import InvalidPath, VaultError
@@ -57,8 +63,8 @@ def ask(
         # A mount that is not there says so; a path in it that is not there says nothing.
         if isinstance(error, InvalidPath) and not error.errors:
             return None
-        problem = said_by(error)
-    raise RotationError(f"{method} {path}: the server says: {problem}")
+        problem, status = said_by(error), int(getattr(error, "status", 0))
+    raise VaultRefusedError(f"{method} {path}: the server says: {problem}", status)
 
 
 def known(answer: Mapping[str, Any] | None, what: str) -> dict[str, Any]:
@@ -73,13 +79,6 @@ def known(answer: Mapping[str, Any] | None, what: str) -> dict[str, Any]:
     return data
 
 
-def instant(text: object) -> datetime | None:
-    """Return a time as Vault writes one, in UTC; None where it stands for never."""
-    if not isinstance(text, str) or not text or text.startswith("0001-"):
-        return None
-    return datetime.fromisoformat(text).astimezone(UTC)
-
-
 def wipe(credential: Mapping[str, Any]) -> None:
     """Close every Secret of a credential."""
     for each in credential.values():
@@ -91,37 +90,39 @@ class Stored:
     """The secret of KV v2 that a planned secret's options name."""
 
     def __init__(self, secret: "PlannedSecret", services: Services) -> None:
-        self._services = services
-        self.name: str = secret.options["path"]
+        from tapeseal.vault.kv import KeyValue
 
-    def metadata(self) -> dict[str, Any]:
-        """Return what the store says of the secret; `current_version` is 0 before the first one."""
-        answer = ask(self._services.vault, "GET", api_path(self.name, "metadata"))
-        return {"current_version": 0} if answer is None else known(answer, f"secret {self.name}")
+        self.name: str = secret.options["path"]
+        mount, _, self._path = self.name.partition("/")
+        self._store = KeyValue(services.vault, mount)
+
+    def metadata(self) -> "Metadata | None":
+        """Return what the store says of the secret; None where there never was one."""
+        try:
+            return self._store.metadata(self._path)
+        except SecretNotFoundError:
+            return None
 
     def live(self) -> Live | None:
         """Return the current version; None where there is none, or where it was deleted."""
         metadata = self.metadata()
-        number = str(metadata["current_version"])
-        version = metadata.get("versions", {}).get(number)
-        if version is None or version["destroyed"]:
+        version = None if metadata is None else metadata.versions.get(metadata.current)
+        if version is None or version.destroyed:
             return None
-        expires = instant(version["deletion_time"])
-        if expires is not None and expires <= datetime.now(UTC):
+        if version.deleted is not None and version.deleted <= datetime.now(UTC):
             return None
-        return Live(number, instant(version["created_time"]), expires)
+        return Live(str(version.number), version.created, version.deleted)
 
     @contextmanager
-    def read(self, version: int | str | None = None) -> Iterator[dict[str, Secret] | None]:
+    def read(self, version: int | str | None = None) -> "Iterator[SecretVersion | None]":
         """Read a version, the current one where None; its members are wiped in the end. None: it is not there."""
-        query = "" if version is None else f"?version={version}"
-        path = api_path(self.name, "data") + query
-        answer = ask(self._services.vault, "GET", path, secret=("data.data.*",))
-        members = None if answer is None else answer["data"]["data"]
         try:
-            yield members
-        finally:
-            wipe(members or {})
+            found = self._store.read(self._path, None if version is None else int(version))
+        except SecretNotFoundError:
+            yield None
+            return
+        with found:
+            yield found
 
     def write(self, rotation: Rotation, members: Mapping[str, Secret | str]) -> None:
         """Write the next version, if this rotation has not yet, and note it as facts["version"].
@@ -129,43 +130,33 @@ class Stored:
         Raises:
             RotationError: somebody else wrote one since the rotation began.
         """
-        for _ in range(2):
-            current = self.metadata()["current_version"]
-            with self.read() as found:
-                if _is_of(found, rotation):
-                    rotation.facts["version"] = str(current)
-                    return
-                before = _before(rotation)
-                if before != (None if found is None else str(current)):
-                    raise RotationError(
-                        f"{self.name} was changed by somebody else since the rotation began: version "
-                        f"{before or 'none'} was current then, now it is {current}"
-                    )
-            version = self._put(current, {**members, MARK: rotation.id}, new=before is None)
-            if version is not None:
-                rotation.facts["version"] = str(version)
+        before = _before(rotation)
+        with self.read() as found:
+            if _is_of(found, rotation):
+                assert found is not None
+                rotation.facts["version"] = str(found.version)
                 return
-            # A write whose answer was lost went through: the next look finds it.
-        raise RotationError(f"{self.name} is changed by somebody else at the same time")
-
-    def _put(self, current: int, members: Mapping[str, Any], *, new: bool) -> int | None:
-        """Write members beside those there are, and return the version; None where `current` is not any more."""
-        method = "POST" if new else "PATCH"
-        body = {"options": {"cas": current}, "data": members}
+            now = None if found is None else str(found.version)
         try:
-            answer = ask(
-                self._services.vault,
-                method,
-                api_path(self.name, "data"),
-                body,
-                # Not twice: the server compares the number first.
-                idempotent=True,
-            )
-        except RotationError as error:
-            if _STALE in str(error):
-                return None
-            raise
-        return int(known(answer, f"secret {self.name} any more")["version"])
+            if before != now:
+                raise VersionConflictError
+            marked = {**members, MARK: rotation.id}
+            if before is None:
+                # A version that was deleted counts, too.
+                metadata = self.metadata()
+                current = 0 if metadata is None else metadata.current
+                version = self._store.write(self._path, marked, cas=current)
+            else:
+                version = self._store.patch(self._path, marked, cas=int(before))
+        except VersionConflictError:
+            pass
+        else:
+            rotation.facts["version"] = str(version)
+            return
+        raise RotationError(
+            f"{self.name} was changed by somebody else since the rotation began: its version then was "
+            f"{before or 'none'}"
+        )
 
     def old(self, rotation: Rotation, names: tuple[str, ...]) -> Credential:
         """Return members of the version before the rotation; none where that was destroyed."""
@@ -173,7 +164,8 @@ class Stored:
         if before is None:
             return {}
         with self.read(before) as found:
-            return {name: found.pop(name) for name in names if found and name in found}
+            wanted = {name: found.get(name) for name in names} if found is not None else {}
+            return {name: each.copy() for name, each in wanted.items() if each is not None}
 
     def restore(self, rotation: Rotation) -> None:
         """Make the members before the rotation the current ones again, and destroy what the rotation wrote.
@@ -182,25 +174,18 @@ class Stored:
             IrreversibleError: the version before is not there any more.
         """
         before = _before(rotation)
-        for _ in range(2):
-            current = self.metadata()["current_version"]
-            for version in range(current, int(before or 0), -1):
-                with self.read(version) as made:
-                    if made is None or not _is_of(made, rotation):
-                        continue
-                    if (
-                        before is not None
-                        and version == current
-                        and not self._put_back(before, current, made)
-                    ):
-                        break  # A write whose answer was lost went through, or somebody else's came between.
-                self.destroy(version)
-            else:
-                return
-        raise RotationError(f"{self.name} is changed by somebody else at the same time")
+        metadata = self.metadata()
+        current = 0 if metadata is None else metadata.current
+        for version in range(current, int(before or 0), -1):
+            with self.read(version) as made:
+                if made is None or not _is_of(made, rotation):
+                    continue
+                if before is not None and version == current:
+                    self._put_back(before, current, made)
+            self._store.destroy(self._path, [version])
 
-    def _put_back(self, before: int | str, current: int, made: Mapping[str, Secret]) -> bool:
-        """Give all that differs the value that it had; False where `current` is not the current version any more."""
+    def _put_back(self, before: str, current: int, made: "SecretVersion") -> None:
+        """Give all that differs the value that it had."""
         with self.read(before) as found:
             if found is None:
                 raise IrreversibleError(
@@ -211,26 +196,26 @@ class Stored:
                 for name in made.keys() | found.keys()
                 if made.get(name) != found.get(name)
             }
-            return self._put(current, members, new=False) is not None
+            # Where somebody else wrote one in between, that is the current one, and stays.
+            with contextlib.suppress(VersionConflictError):
+                self._store.patch(self._path, members, cas=current)
 
     def note(self, facts: Mapping[str, str]) -> None:
         """Set some of the secret's custom metadata."""
-        path = api_path(self.name, "metadata")
-        body = {"custom_metadata": facts}
-        if ask(self._services.vault, "PATCH", path, body, idempotent=True) is None:
-            # There is no version yet.
-            ask(self._services.vault, "POST", path, body, idempotent=True)
+        metadata = self.metadata()
+        custom = {} if metadata is None else metadata.custom
+        self._store.configure(self._path, custom={**custom, **facts})
+
+    def noted(self) -> Mapping[str, str]:
+        """Return the secret's custom metadata."""
+        metadata = self.metadata()
+        return {} if metadata is None else metadata.custom
 
     def destroy_old(self, rotation: Rotation) -> None:
         """Destroy the version before the rotation; its number stays in the metadata."""
         before = _before(rotation)
         if before is not None:
-            self.destroy(before)
-
-    def destroy(self, version: int | str) -> None:
-        """Destroy a version; again does nothing."""
-        path = api_path(self.name, "destroy")
-        ask(self._services.vault, "PUT", path, {"versions": [int(version)]})
+            self._store.destroy(self._path, [int(before)])
 
 
 def _before(rotation: Rotation) -> str | None:
@@ -239,12 +224,12 @@ def _before(rotation: Rotation) -> str | None:
     return None if before in (None, FIRST) else str(before)
 
 
-def _is_of(members: Mapping[str, Secret] | None, rotation: Rotation) -> bool:
+def _is_of(members: "Mapping[str, Secret | None] | None", rotation: Rotation) -> bool:
     mark = None if members is None else members.get(MARK)
     return mark is not None and mark.expose() == rotation.id
 
 
-def read_text(members: Mapping[str, Secret] | None, name: str) -> str | None:
+def read_text(members: "Mapping[str, Secret | None] | None", name: str) -> str | None:
     """Return a member that is not secret, such as the id of a key."""
     found = None if members is None else members.get(name)
     with contextlib.suppress(ValueError):
@@ -252,27 +237,21 @@ def read_text(members: Mapping[str, Secret] | None, name: str) -> str | None:
     return None
 
 
-def api_path(path: str, what: str) -> str:
-    """Return the path in the API of what a store has of a secret: its "data", its "metadata", or "destroy".
-
-    Raises:
-        ValueError: it is no MOUNT/PATH.
-    """
-    mount, slash, rest = path.partition("/")
-    if not mount or not slash or not rest:
-        raise ValueError(f"the path of a secret in KV is MOUNT/PATH, not {path!r}")
-    return f"{mount}/{what}/{rest}"
-
-
 def live_calls(options: Mapping[str, Any]) -> list[str]:
     """Name the calls of Stored.live()."""
     return [f"GET {api_path(options['path'], 'metadata')}"]
 
 
+def note_calls(options: Mapping[str, Any]) -> list[str]:
+    """Name the calls of Stored.note()."""
+    path = api_path(options["path"], "metadata")
+    return [f"GET {path}", f"POST {path}"]
+
+
 def write_calls(options: Mapping[str, Any]) -> list[str]:
     """Name the calls of Stored.write() where there is a version already; the first one is a POST."""
     data = api_path(options["path"], "data")
-    return [*live_calls(options), f"GET {data}", f"PATCH {data}"]
+    return [f"GET {data}", f"PATCH {data}"]
 
 
 def old_calls(options: Mapping[str, Any]) -> list[str]:

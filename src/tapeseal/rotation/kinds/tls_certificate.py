@@ -9,12 +9,13 @@ from tapeseal.rotation.kinds import Credential, Live, Rotation, Services
 from tapeseal.rotation.kinds.stored import (
     SETTINGS,
     Stored,
-    api_path,
     live_calls,
+    note_calls,
     old_calls,
     read_text,
     write_calls,
 )
+from tapeseal.rotation.paths import api_path
 from tapeseal.rotation.settings import Setting
 from tapeseal.secret import Secret
 
@@ -132,7 +133,7 @@ class TlsCertificate:
 
     def _revoke_own(self, rotation: Rotation) -> None:
         """Revoke what an interrupted try of this rotation had signed, for its private key is nobody's."""
-        note = Stored(rotation.secret, rotation.services).metadata().get("custom_metadata") or {}
+        note = Stored(rotation.secret, rotation.services).noted()
         if note.get("rotation_step") != rotation.id:
             return
         pki = _pki(rotation)
@@ -155,7 +156,7 @@ class TlsCertificate:
             *live_calls(options),
             *old_calls(options),
             *live_calls(options),
-            f"PATCH {api_path(options['path'], 'metadata')}",
+            *note_calls(options),
             f"POST {mount}/sign/{options['role']}",
             *write_calls(options),
             *old_calls(options),
@@ -187,7 +188,7 @@ def _pem(certificates: "list[x509.Certificate]") -> bytes:
     return b"".join(each.public_bytes(Encoding.PEM) for each in certificates)
 
 
-def _serial_number(members: Mapping[str, Secret] | None) -> str | None:
+def _serial_number(members: Mapping[str, Secret | None] | None) -> str | None:
     """Return the serial number of a version's certificate; None: there is none in it."""
     from cryptography import x509
 
