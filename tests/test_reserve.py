@@ -734,6 +734,30 @@ def test_the_budget_at_the_present_rate(tmp_path: Path, make: Any, clock: Clock)
     assert all(isinstance(value, int | float) for value in keys.stats().values())
 
 
+def test_metrics(make: Any, clock: Clock, service: Service) -> None:
+    """Prometheus reads every number of every reserve, without a call to the service."""
+    prometheus = pytest.importorskip("prometheus_client")
+    one, other = make(max_age_seconds=1000, max_bytes=FRAME, ready=1), make(ready=3)
+    until(lambda: full(one) and full(other))
+    calls = service.calls.total()
+    registry = prometheus.CollectorRegistry()
+    registry.register(tapeseal.ReserveCollector({"eq-us": one, "eq-eu": other}))
+    for name, keys in (("eq-us", one), ("eq-eu", other)):
+        samples = {
+            what: [
+                registry.get_sample_value(f"tapeseal_reserve_{what}{end}", {"reserve": name})
+                for end in ("", "_total")
+            ]
+            for what in keys.stats()
+        }
+        assert keys.stats() == {
+            what: total if value is None else value for what, (value, total) in samples.items()
+        }
+    text = prometheus.generate_latest(registry).decode()
+    assert 'tapeseal_reserve_outage_budget_bytes{reserve="eq-us"} 8192.0' in text
+    assert calls == service.calls.total()
+
+
 def test_a_service_that_hangs(
     tmp_path: Path, make: Any, service: Service, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
