@@ -26,7 +26,7 @@ LAYERS = [
     {"blob", "body"},
     {"reader", "writer"},
     {"reserve", "rows", "tape", "transport"},
-    {"archive", "verification"},
+    {"archive", "metrics", "verification"},
     {"fleet", "kms", "recorder", "vault"},
     {"keyrings"},
     {"break_glass", "signing"},

@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 import ssl
+import subprocess
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ import pytest
 from hvac.exceptions import InvalidPath, InvalidRequest
 
 from servers import bao as servers
-from servers.bao import Cluster, Server, SingleServer, wait_for
+from servers.bao import Cluster, Server, SingleServer, program, wait_for
 from servers.certs import Authority
 from servers.fault_proxy import FaultProxy
 from servers.jwt import Signer
@@ -181,6 +182,7 @@ def by_password_file(server: Server, directory: Path) -> Any:
 
 
 def by_ldap(server: Server, directory: Path) -> Any:
+    """A double stands for the method: one of user names and passwords, mounted as ldap, that takes the same request."""
     make_user(server, "jim", "ldap")
     return Ldap("jim", PASSWORD)
 
@@ -1090,6 +1092,7 @@ ENVIRONMENTS = {
         {"client_certificate": ("/c.pem", "/c.key")},
     ),
     "seconds": ({"VAULT_CLIENT_TIMEOUT": "30"}, {"timeout": 30.0}),
+    "days": ({"VAULT_CLIENT_TIMEOUT": "1d"}, {"timeout": 86400.0}),
     "duration": ({"VAULT_CLIENT_TIMEOUT": "1m30s500ms"}, {"timeout": 90.5}),
     "proxy": (
         {"VAULT_HTTP_PROXY": "http://p:1", "VAULT_PROXY_ADDR": "http://q:1"},
@@ -1105,6 +1108,40 @@ def test_environment(name: str) -> None:
     variables, expected = ENVIRONMENTS[name]
     found = from_environment(variables)._asdict()
     assert expected == {name: found[name] for name in expected}
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"VAULT_ADDR": "http://127.0.0.1:1"},
+        {"VAULT_ADDR": "http://127.0.0.1:1", "BAO_ADDR": "http://127.0.0.1:2"},
+        {"VAULT_ADDR": "http://127.0.0.1:1", "BAO_ADDR": ""},
+        {"BAO_ADDR": "http://127.0.0.1:1", "VAULT_AGENT_ADDR": "http://127.0.0.1:3"},
+        {"VAULT_CLIENT_TIMEOUT": "1d"},
+        {"VAULT_CLIENT_TIMEOUT": "1.5"},
+        {"VAULT_CACERT": "/none/ca.pem", "VAULT_CACERT_BYTES": "no certificate"},
+        {"VAULT_CACERT_BYTES": "no certificate", "VAULT_CAPATH": "/none"},
+    ],
+    ids=str,
+)
+def test_the_official_command_line_agrees(
+    variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenBao's command line asks the same address, and refuses for the same variable."""
+    command = [program(), "token", "lookup"]
+    environment = {"HOME": "/nonexistent", "VAULT_MAX_RETRIES": "0", **variables}
+    said = subprocess.run(command, env=environment, capture_output=True, text=True).stderr
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    if "Error looking up token" not in said:
+        with pytest.raises(ValueError) as caught:
+            VaultSession(login=Token("s.x"))
+        assert ("/none/ca.pem" in said) == ("/none/ca.pem" in str(caught.value))
+    else:
+        with VaultSession(login=Token("s.x")) as session:
+            assert f'Get "{session.addresses[0]}/v1/' in said
 
 
 @pytest.mark.parametrize(

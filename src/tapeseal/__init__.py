@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from tapeseal.keyrings.public_key import PublicKeyKeyring
     from tapeseal.keyrings.vault_transit import VaultTransitKeyring
     from tapeseal.kms import Kms
+    from tapeseal.metrics import ReserveCollector
     from tapeseal.signing import sign_statement, signer, verify_statement
     from tapeseal.vault.certificate_directory import CertificateDirectory
     from tapeseal.vault.lease import DatabaseCredentials
@@ -83,6 +84,7 @@ _LAZY = {
     "DatabaseCredentials": "tapeseal.vault.lease",
     "Pki": "tapeseal.vault.pki",
     "PublicKeyKeyring": "tapeseal.keyrings.public_key",
+    "ReserveCollector": "tapeseal.metrics",
     "Ssh": "tapeseal.vault.ssh",
     "Kms": "tapeseal.kms",
     "Transit": "tapeseal.vault.transit",
@@ -130,6 +132,7 @@ __all__ = [
     "Quorum",
     "Recipient",
     "Recorder",
+    "ReserveCollector",
     "ReserveExhaustedError",
     "RotationError",
     "RowDecryptor",

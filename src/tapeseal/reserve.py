@@ -7,10 +7,10 @@ import random
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple, NoReturn, Self
+from typing import NamedTuple, NoReturn, Self
 
 from tapeseal import audit
 from tapeseal._core import check_process, process_epoch
@@ -23,9 +23,6 @@ from tapeseal.errors import (
     TapesealError,
 )
 from tapeseal.layout import Recipient, build_recipients, check_context
-
-if TYPE_CHECKING:
-    from prometheus_client import Metric
 
 _log = logging.getLogger(__name__)
 
@@ -364,23 +361,6 @@ class DataKeyReserve:
                 "bytes_per_second": budget.bytes_per_second,
                 **self._counts,
             }
-
-    def collect(self) -> "Iterator[Metric]":
-        """Yield stats() as prometheus-client wants them: `REGISTRY.register(reserve)` exports tapeseal_reserve_… ."""
-        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-
-        context = ",".join(
-            f"{name}={value}" for name, value in sorted(self.encryption_context.items())
-        )
-        for name, value in self.stats().items():
-            kind = CounterMetricFamily if name in self._counts else GaugeMetricFamily
-            family = kind(
-                f"tapeseal_reserve_{name}",
-                f"{name} of a reserve of data keys, see docs/reserve.md",
-                labels=["encryption_context"],
-            )
-            family.add_metric([context], value)
-            yield family
 
     def close(self) -> None:
         """Stop the threads and give up all keys; closing again does nothing.

@@ -77,7 +77,7 @@ def tls_context(
     Raises:
         ValueError: a file cannot be used.
     """
-    path: str | None = ca_file
+    path = ca_file or "of VAULT_CACERT_BYTES"
     try:
         if ca_file is None:
             context = ssl.create_default_context(cadata=ca_data)

@@ -9,8 +9,8 @@ from tapeseal.vault.logins import Token, TokenFile
 
 DEFAULT_ADDRESS = "https://127.0.0.1:8200"
 
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-_DURATION = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?(?:ms|[smh]))+")
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?(?:ms|[smhd]))+")
 _TRUE = {"1", "t", "true"}
 
 
