@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -273,6 +273,36 @@ def test_a_policy_that_forbids(bao: "Server", path: str) -> None:
             with pytest.raises(AccessDeniedError) as caught:
                 call()
             assert set() == leaks(caught.value, [CANARY, token])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"data": []},
+        {"data": {"data": {"key": CANARY}}},
+        {"data": {"data": {"key": CANARY}, "metadata": {}}},
+        {
+            "data": {
+                "data": [CANARY],
+                "metadata": {"version": 1, "created_time": "2026-11-27T00:00:00Z"},
+            }
+        },
+        {"data": {"data": {"key": CANARY}, "metadata": {"version": 1, "created_time": "soon"}}},
+        {"data": {"data": {"key": CANARY}, "metadata": {"version": None, "created_time": ""}}},
+        {"data": {"keys": [7]}},
+        {"data": {"keys": ["../sys"]}},
+    ],
+    ids=str,
+)
+def test_answers_that_are_not_whole(
+    shaky: KeyValue, proxy: FaultProxy, path: str, body: dict[str, Any]
+) -> None:
+    """An answer that lacks what every server says, or says it in another form, is one typed error without a secret."""
+    proxy.fault("/v1/secret/", status=200, body=body)
+    for call in (shaky.list, shaky.metadata) if "keys" in body["data"] else (shaky.read,):
+        with pytest.raises(ServiceUnavailableError, match="not whole") as caught:
+            list(call(path))
+        assert set() == leaks(caught.value, [CANARY])
 
 
 # What a network does

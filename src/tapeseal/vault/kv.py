@@ -1,5 +1,6 @@
 """Secrets of KV version 2: versions, check-and-set, metadata, and a cache that outlasts an outage (docs/secrets.md)."""
 
+import contextlib
 import logging
 import re
 import threading
@@ -21,6 +22,7 @@ from tapeseal.errors import (
     SecretDeletedError,
     SecretNotFoundError,
     ServiceUnavailableError,
+    TapesealError,
     VaultRefusedError,
     VersionConflictError,
 )
@@ -207,26 +209,25 @@ class KeyValue:
         name = self._name(path)
         what = f"data/{_quoted(path)}" + ("" if version is None else f"?version={version:d}")
         answer = self._ask("GET", what, secret=("data.data.*",))
-        data = answer.get("data") or {}
-        metadata = data.get("metadata")
-        if not isinstance(metadata, dict):
-            raise SecretNotFoundError(
-                f"there is no secret {name}" + ("" if version is None else f" of version {version}")
+        with _whole(name):
+            data = answer.get("data")
+            if data is None:
+                raise SecretNotFoundError(
+                    f"there is no secret {name}"
+                    + ("" if version is None else f" of version {version}")
+                )
+            metadata = data["metadata"]
+            number, members = int(metadata["version"]), data["data"]
+            if members is None:
+                state = "destroyed" if metadata.get("destroyed") else "deleted"
+                raise SecretDeletedError(f"version {number} of {name} was {state}", number)
+            return SecretVersion(
+                name,
+                {member: each or None for member, each in members.items()},
+                number,
+                datetime.fromisoformat(metadata["created_time"]),
+                dict(metadata.get("custom_metadata") or {}),
             )
-        number = metadata["version"]
-        members = data["data"]
-        if not isinstance(members, dict):
-            state = "destroyed" if metadata.get("destroyed") else "deleted"
-            raise SecretDeletedError(f"version {number} of {name} was {state}", number)
-        created = _time(metadata["created_time"])
-        assert created is not None
-        return SecretVersion(
-            name,
-            {member: each or None for member, each in members.items()},
-            number,
-            created,
-            metadata.get("custom_metadata") or {},
-        )
 
     def write(
         self, path: str, members: Mapping[str, Secret | str], *, cas: int | None = None
@@ -343,8 +344,9 @@ class KeyValue:
         """
         folder = path.strip("/")
         answer = self._ask("LIST", f"metadata/{_quoted(folder)}" if folder else "metadata")
-        data = answer.get("data")
-        for key in (data or {}).get("keys", []):
+        with _whole(f"the names in {self.mount}/{folder}"):
+            keys = [_checked_name(key) for key in (answer.get("data") or {}).get("keys", [])]
+        for key in keys:
             if not recursive:
                 yield key
             else:
@@ -396,32 +398,30 @@ class KeyValue:
             SecretNotFoundError: there is none.
         """
         data = self._ask("GET", f"metadata/{_quoted(path)}").get("data")
-        if not isinstance(data, dict):
+        if data is None:
             raise SecretNotFoundError(f"there is no secret {self._name(path)}")
-        created, updated = _time(data["created_time"]), _time(data["updated_time"])
-        assert created is not None
-        assert updated is not None
-        return Metadata(
-            data["current_version"],
-            data["oldest_version"],
-            created,
-            updated,
-            data["max_versions"],
-            data["cas_required"],
-            _duration(data["delete_version_after"]),
-            data.get("custom_metadata") or {},
-            {
-                int(number): Version(
-                    int(number),
-                    _time(each["created_time"]) or created,
-                    _time(each["deletion_time"]),
-                    each["destroyed"],
-                )
-                for number, each in sorted(
-                    (data.get("versions") or {}).items(), key=lambda item: int(item[0])
-                )
-            },
-        )
+        with _whole(self._name(path)):
+            return Metadata(
+                int(data["current_version"]),
+                int(data["oldest_version"]),
+                datetime.fromisoformat(data["created_time"]),
+                datetime.fromisoformat(data["updated_time"]),
+                int(data["max_versions"]),
+                bool(data["cas_required"]),
+                _duration(data["delete_version_after"]),
+                dict(data.get("custom_metadata") or {}),
+                {
+                    int(number): Version(
+                        int(number),
+                        datetime.fromisoformat(each["created_time"] or data["created_time"]),
+                        _time(each["deletion_time"]),
+                        bool(each["destroyed"]),
+                    )
+                    for number, each in sorted(
+                        (data.get("versions") or {}).items(), key=lambda item: int(item[0])
+                    )
+                },
+            )
 
     def configure(
         self,
@@ -657,6 +657,26 @@ class SecretCache:
 
     def __reduce__(self) -> str:
         raise TypeError("a SecretCache is neither pickled nor copied")
+
+
+@contextlib.contextmanager
+def _whole(what: str) -> Iterator[None]:
+    """Raise ServiceUnavailableError where what reads an answer does not find in it what every server says."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, TapesealError):
+            raise
+    else:
+        return
+    raise ServiceUnavailableError(
+        f"{what}: the answer is not whole: try again, and ask whoever runs Vault or what stands before it"
+    )
+
+
+def _checked_name(name: str) -> str:
+    _checked(name.removesuffix("/"))
+    return name
 
 
 def _checked(path: str) -> str:
