@@ -35,6 +35,7 @@ from tapeseal.errors import (
     RotationError,
     ServiceUnavailableError,
     TapesealError,
+    VaultRefusedError,
     VerificationError,
 )
 from tapeseal.rotation import consumers, journal, paths
@@ -352,7 +353,7 @@ class Engine:
                     yield self.rollback(request.secret)
                 else:
                     yield from self.rotate([request.secret], reason=request.reason)
-            except (RotationError, ValueError) as error:
+            except (RotationError, VaultRefusedError, ValueError) as error:
                 logger.error("%s", error)
                 yield Outcome(request.secret, "failed", error=str(error))
             self._answered([request])
