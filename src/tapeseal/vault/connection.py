@@ -105,7 +105,7 @@ class SessionAdapter(SecretAdapter):
     goes along, and a standby that is not as far passes the request on to the active node.
 
     Args:
-        timeout: seconds without a byte of an answer after which a request fails.
+        timeout: seconds for a whole answer after which a request fails.
     """
 
     def __init__(self, *args: Any, timeout: float, **kwargs: Any) -> None:

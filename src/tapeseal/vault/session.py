@@ -104,7 +104,7 @@ class VaultSession:
             and without a variable, those of the system count.
         client_certificate: paths of a certificate and its key in PEM, or of one file with both.
         minimum_tls: the least version of TLS.
-        timeout: seconds without a byte of an answer after which a node is given up and the next one asked.
+        timeout: seconds for a node to give a whole answer, after which it is given up and the next one asked.
         deadline: seconds for one call in all: login, failover and repetitions.
 
     Raises:
