@@ -237,6 +237,21 @@ def test_one_share_that_cannot_be_written_keeps_the_others(
     assert not status.sealed
 
 
+def test_a_slow_answer_is_waited_for(
+    server: Server, publics: dict[str, PublicKeyKeyring], tmp_path: Path
+) -> None:
+    """However soon the session gives up a node otherwise: the answer with the shares comes once."""
+    tls = (str(tmp_path / "tls" / "server.pem"), str(tmp_path / "tls" / "server.key"))
+    with (
+        FaultProxy(server.address, ca_file=server.ca_file, certificate=tls) as proxy,
+        VaultSession(
+            proxy.address, login=Token("none"), ca_file=server.ca_file, timeout=0.5
+        ) as session,
+    ):
+        proxy.fault("POST /v1/sys/init", delay=1.0, times=1)
+        assert set(NAMES) == set(initialise(session, publics, 2, tmp_path / "shares").shares)
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_lost_answer(
     server: Server, publics: dict[str, PublicKeyKeyring], tmp_path: Path, when: str

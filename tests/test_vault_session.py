@@ -7,6 +7,7 @@ import logging
 import os
 import pickle
 import re
+import socketserver
 import ssl
 import subprocess
 import threading
@@ -27,7 +28,7 @@ from servers.fault_proxy import FaultProxy
 from servers.jwt import Signer
 from servers.kubernetes import TokenReviews
 from support import child
-from tapeseal.errors import AccessDeniedError, ServiceUnavailableError
+from tapeseal.errors import AccessDeniedError, OutcomeUnknownError, ServiceUnavailableError
 from tapeseal.transport import Exchange
 from tapeseal.vault import (
     AppRole,
@@ -816,6 +817,59 @@ def test_deadline(server: Server, proxy: FaultProxy) -> None:
     text = str(caught.value)
     assert f"{proxy.address} is out of service (503): Vault is sealed" in text
     assert f"{down} refuses connections" in text
+
+
+@pytest.fixture
+def drip() -> Iterator[str]:
+    """The address of a server that never ends its answer, and never stops sending."""
+    stop = threading.Event()
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with contextlib.suppress(OSError):
+                self.request.recv(1 << 16)
+                self.request.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 60000\r\n\r\n{")
+                while not stop.wait(0.05):
+                    self.request.sendall(b" ")
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as service:
+        service.daemon_threads = True
+        threading.Thread(target=service.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{service.server_address[1]}"
+        stop.set()
+        service.shutdown()
+
+
+@pytest.mark.parametrize("login", [Token("s.x"), Userpass("u", "p")], ids=["look up", "log in"])
+@pytest.mark.parametrize("secret", [True, False])
+def test_an_answer_without_end(drip: str, login: Any, secret: bool) -> None:
+    """A server that sends a byte now and then keeps nobody past the deadline, with secrets in the answer or without."""
+    with VaultSession(drip, login=login, deadline=0.5) as session:
+
+        def get() -> object:
+            if secret:
+                return session.request("GET", "secret/data/desk", secret=["data.data.*"])
+            return session.call(read)
+
+        with pytest.raises(ServiceUnavailableError, match="gives no answer in time"):
+            get()
+
+
+@pytest.mark.server
+def test_what_must_not_happen_twice_on_a_kept_connection(server: Server, proxy: FaultProxy) -> None:
+    """Where a kept connection breaks under a write, it is not sent again on another one."""
+    login = Token(server.make_token("reader"))
+
+    def write(client: hvac.Client) -> object:
+        return client.adapter.post("/v1/secret/data/desk", json={"data": {"book": "eq-us"}})
+
+    with VaultSession(proxy.address, login=login) as session:
+        session.call(write)
+        proxy.fault("POST /v1/secret/data", reset="after", times=1)
+        seen = count(proxy, "POST /v1/secret")
+        with pytest.raises(OutcomeUnknownError):
+            session.call(write, idempotent=False)
+        assert seen + 1 == count(proxy, "POST /v1/secret")
 
 
 @pytest.mark.server

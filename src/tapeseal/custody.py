@@ -37,6 +37,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 # More than a share with its header; taken on the disk before there is anything to lose.
 _ROOM: Final = 1 << 16
 _MAX_SHARE: Final = 1 << 20
+# A storage or an HSM may take long, and an answer that nobody waits for is lost.
+_INIT_SECONDS: Final = 60.0
 
 
 class Initialised(NamedTuple):
@@ -189,7 +191,13 @@ def _init(session: VaultSession, kind: str, shares: int, threshold: int) -> dict
     ]
     try:
         return _ask(
-            session, "POST", "sys/init", body, secret=(*secret, "root_token"), deadline=60.0
+            session,
+            "POST",
+            "sys/init",
+            body,
+            secret=(*secret, "root_token"),
+            timeout=_INIT_SECONDS,
+            deadline=_INIT_SECONDS,
         )
     except OutcomeUnknownError as error:
         done = True
@@ -212,7 +220,8 @@ def _taken(answer: Mapping[str, Any], kind: str, count: int) -> tuple[list[Secre
     shares = answer.get(f"{prefix}keys_base64")
     for name in ("keys", "recovery_keys"):
         for each in answer.get(name) or ():
-            each.close()
+            if isinstance(each, Secret):
+                each.close()
     token = answer.get("root_token")
     if (
         not isinstance(shares, list)
@@ -271,6 +280,7 @@ def _ask(
     *,
     secret: tuple[str, ...] = (),
     idempotent: bool | None = None,
+    timeout: float | None = None,
     deadline: float | None = None,
 ) -> dict[str, Any]:
     try:
@@ -280,6 +290,7 @@ def _ask(
             body,
             secret=secret,
             idempotent=idempotent,
+            timeout=timeout,
             deadline=deadline,
             login=False,
         )

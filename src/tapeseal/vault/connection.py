@@ -17,12 +17,14 @@ import requests
 from hvac.exceptions import VaultError
 from requests.utils import select_proxy
 
+from tapeseal.transport import PlainExchange, current
 from tapeseal.transport.foreign_text import plain
 from tapeseal.transport.vault import SecretAdapter, SecretSender
 from tapeseal.transport.wire import Route, WireError
 
 CONNECT_SECONDS: Final = 1.0
 _LEAST_SECONDS = 0.05
+_MAX_ANSWER = 1 << 26
 _LOOPBACK = re.compile(r"localhost|127(?:\.[0-9]{1,3}){3}|::1")
 
 # Statuses that say that this node did nothing, and that another, or the same a little later, may.
@@ -105,7 +107,7 @@ class SessionAdapter(SecretAdapter):
     goes along, and a standby that is not as far passes the request on to the active node.
 
     Args:
-        timeout: seconds without a byte of an answer after which a request fails.
+        timeout: seconds for a whole answer after which a request fails.
     """
 
     def __init__(self, *args: Any, timeout: float, **kwargs: Any) -> None:
@@ -152,7 +154,12 @@ class SessionAdapter(SecretAdapter):
                 "X-Vault-Inconsistent": "forward-active-node",
             }
             headers = {**consistent, **(headers or {})}
-        return super().request(method, url, headers, raise_exception, **kwargs)
+        # An answer that is read in pieces, such as a snapshot, is as long as it is.
+        if end is None or current() is not None or kwargs.get("stream"):
+            return super().request(method, url, headers, raise_exception, **kwargs)
+        once = method.upper() not in ("GET", "LIST", "HEAD")
+        with PlainExchange(deadline=end, most=_MAX_ANSWER, once=once):
+            return super().request(method, url, headers, raise_exception, **kwargs)
 
 
 def _number(index: str) -> int:

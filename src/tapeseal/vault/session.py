@@ -38,6 +38,7 @@ from tapeseal.files import StrPath
 from tapeseal.secret import Secret
 from tapeseal.transport import Exchange
 from tapeseal.vault.connection import (
+    CONNECT_SECONDS,
     SessionAdapter,
     TlsSender,
     bare,
@@ -103,7 +104,7 @@ class VaultSession:
             and without a variable, those of the system count.
         client_certificate: paths of a certificate and its key in PEM, or of one file with both.
         minimum_tls: the least version of TLS.
-        timeout: seconds without a byte of an answer after which a node is given up and the next one asked.
+        timeout: seconds for a node to give a whole answer, after which it is given up and the next one asked.
         deadline: seconds for one call in all: login, failover and repetitions.
 
     Raises:
@@ -208,6 +209,7 @@ class VaultSession:
         secret: Sequence[str] = (),
         idempotent: bool | None = None,
         wrap_ttl: str | None = None,
+        timeout: float | None = None,
         deadline: float | None = None,
         login: bool = True,
     ) -> dict[str, Any]:
@@ -225,6 +227,7 @@ class VaultSession:
                 data.data, or every element. What the answer lacks, null and "" stay as they are.
             idempotent: as for call(); None: all but POST and PATCH are.
             wrap_ttl: have Vault wrap the answer under a token of one use, for that long, such as "60s".
+            timeout: seconds for a node to answer, instead of the session's.
             deadline: seconds, instead of the session's.
             login: False for what needs no token, such as sys/init, sys/unseal or auth/approle/login; a refusal is then
                 hvac's Forbidden.
@@ -239,13 +242,16 @@ class VaultSession:
             idempotent = method not in ("POST", "PATCH")
         end = time.monotonic() + (self.deadline if deadline is None else deadline)
         patterns = [tuple(each.split(".")) for each in secret]
+        options = {} if timeout is None else {"timeout": (CONNECT_SECONDS, timeout)}
 
         def send(client: hvac.Client) -> dict[str, Any]:
             with Exchange(
                 secret=patterns, deadline=end, most=_MAX_ANSWER, once=not idempotent
             ) as exchange:
                 fields = None if body is None else _with_stand_ins(body, exchange)
-                answer = client.adapter.request(method, f"/v1/{path}", headers, json=fields)
+                answer = client.adapter.request(
+                    method, f"/v1/{path}", headers, json=fields, **options
+                )
                 if not isinstance(answer, dict):
                     return {}
                 for place, text in exchange.take_all().items():
