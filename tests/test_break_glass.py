@@ -257,6 +257,19 @@ def test_more_time_than_the_package_grants_is_refused(ceremony: Ceremony, tmp_pa
         ceremony.approve("alice")
 
 
+def test_a_forged_approval_replaces_none(ceremony: Ceremony) -> None:
+    """Of two approvals with the number of one custodian, the right one counts, wherever it stands."""
+    approvals = [ceremony.approve(name) for name in NAMES[:2]]
+    first, second = (json.loads(path.read_text()) for path in approvals)
+    forged = ceremony.directory / "forged.approval"
+    forged.write_text(json.dumps(first | {"wrapped": second["wrapped"]}))
+    for given in ([*approvals, forged], [forged, *approvals]):
+        with open_package(ceremony.package, ceremony.request, given) as opened:
+            assert opened.approved_by == NAMES[:2]
+    with pytest.raises(AccessDeniedError, match="so far alice did"):
+        open_package(ceremony.package, ceremony.request, [approvals[0], forged])
+
+
 def test_a_wrong_approval_among_enough_does_no_harm(ceremony: Ceremony) -> None:
     """A third custodian who hands in rubbish does not keep the other two out."""
     approvals = [ceremony.approve(name) for name in NAMES]

@@ -315,6 +315,8 @@ PLANTED = {
     "archive.key": "tapeseal-keys v1\n",
     "db.toml": 'url = "postgresql://trades:' + "hunter2hunter2" + '@db/trades"',
     "conf.py": 'password = "' + "correct-horse-battery" + '"',
+    "typed.py": 'password: "Secret" = "' + "correct-horse-battery" + '"',
+    "table.py": 'LOGIN = {"password": "' + "CorrectHorseBattery" + '"}',
 }
 
 
@@ -349,10 +351,11 @@ def test_scan_finds(
 
 
 def test_scan_passes_over(repository: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """What git ignores, what a comment allows and what is no text is no finding."""
+    """What git ignores, what a comment allows, what is no text and what is a type is no finding."""
     (repository / "ignored").write_text(PLANTED["key.pem"])
     (repository / "allowed.py").write_text(PLANTED["conf.py"] + "  # tapeseal: no secret\n")
     (repository / "binary").write_bytes(b"\0" + PLANTED["aws.py"].encode())
+    (repository / "types.py").write_text('def login(secret: "Sequence[Pattern] | None" = None): ...\n')
     assert 0 == app.run(["secrets", "scan", str(repository)])
     assert 2 == app.run(["secrets", "scan", str(repository / "nowhere")])
 

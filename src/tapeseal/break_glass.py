@@ -20,7 +20,6 @@ import hashlib
 import itertools
 import json
 import logging
-import math
 import os
 import re
 import socket
@@ -30,7 +29,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 from tapeseal import _core, audit, blob
 from tapeseal._core import SecretBuffer
@@ -442,16 +441,19 @@ def open_package(package: StrPath, request: StrPath, approvals: Sequence[StrPath
     found = Package._of(os.fspath(package), header)
     asked = Request.read(request)
     asked.check(found)
-    shares: dict[int, tuple[str, Recipient]] = {}
+    shares: list[_Approved] = []
     keyring = PublicKeyKeyring(f"{os.fspath(request)}.key")
     for path in approvals:
         number, wrapped = _read_approval(path, asked)
         if not 1 <= number <= len(found.custodians):
             raise DamagedError(f"{os.fspath(path)} holds a share that {found.path} has not", 0)
         recipient = Recipient(PROVIDER, keyring.key_id, wrapped)
-        shares[number] = found.custodians[number - 1], recipient
-    if len(shares) < found.threshold:
-        have = ", ".join(name for name, _ in shares.values()) or "nobody"
+        share = _Approved(number, found.custodians[number - 1], recipient)
+        if share not in shares:
+            shares.append(share)
+    approvers = _names(shares)
+    if len(approvers) < found.threshold:
+        have = ", ".join(approvers) or "nobody"
         raise AccessDeniedError(
             f"{found.threshold} custodians have to approve {found.name}; so far {have} did"
         )
@@ -460,14 +462,14 @@ def open_package(package: StrPath, request: StrPath, approvals: Sequence[StrPath
         found.name,
         reason=asked.reason,
         requester=asked.requester,
-        custodians=",".join(name for name, _ in shares.values()),
+        custodians=",".join(approvers),
         seconds=asked.seconds,
         drill=int(found.drill),
     ):
         context = _bound(header.content.encryption_context, asked)
         content, used = _open_with_any(raw, keyring, shares, found.threshold, context)
         with contextlib.closing(content):
-            opened = Opened(found, asked, [shares[number][0] for number in used], content)
+            opened = Opened(found, asked, _names(used), content)
     logger.critical(
         "break-glass: %s was opened by %s for %d s, approved by %s: %s",
         found.name + (" (drill)" if found.drill else ""),
@@ -479,11 +481,23 @@ def open_package(package: StrPath, request: StrPath, approvals: Sequence[StrPath
     return opened
 
 
+class _Approved(NamedTuple):
+    """A share as an approval brings it, which may be a forger's: there can be several of a number."""
+
+    number: int
+    custodian: str
+    recipient: Recipient
+
+
+def _names(shares: Sequence[_Approved]) -> list[str]:
+    return list(dict.fromkeys(share.custodian for share in shares))
+
+
 class _Approvals:
     """A keyring over the shares that approvals brought, whatever recipients a header has."""
 
     def __init__(
-        self, keyring: Keyring, shares: Mapping[int, Recipient], context: Mapping[str, str]
+        self, keyring: Keyring, shares: Sequence[_Approved], context: Mapping[str, str]
     ) -> None:
         self._keyring = keyring
         self._shares = shares
@@ -495,35 +509,40 @@ class _Approvals:
         """Put the data key together."""
         shares: dict[int, DataKey] = {}
         try:
-            for number, recipient in self._shares.items():
-                shares[number] = self._keyring.unwrap([recipient], self._context)
+            for share in self._shares:
+                shares[share.number] = self._keyring.unwrap([share.recipient], self._context)
             return DataKey.combine(shares)
         finally:
-            for share in shares.values():
-                share.close()
+            for key in shares.values():
+                key.close()
 
 
 def _open_with_any(
     raw: bytes,
     keyring: Keyring,
-    shares: Mapping[int, tuple[str, Recipient]],
+    shares: Sequence[_Approved],
     threshold: int,
     context: Mapping[str, str],
-) -> tuple[SecretBuffer, tuple[int, ...]]:
+) -> tuple[SecretBuffer, Sequence[_Approved]]:
     """Open a package with the first shares, as many as are needed, that give its key, and say which."""
     failure: DamagedError | None = None
-    tries = itertools.combinations(sorted(shares), threshold)
-    for numbers in itertools.islice(tries, _MAX_TRIES):
-        chosen = {number: shares[number][1] for number in numbers}
+    tries = (
+        chosen
+        for chosen in itertools.combinations(sorted(shares), threshold)
+        if len({share.number for share in chosen}) == threshold
+    )
+    number_of_tries = 0
+    for chosen in itertools.islice(tries, _MAX_TRIES):
+        number_of_tries += 1
         approved = _Approvals(keyring, chosen, context)
         try:
-            return blob.decrypt_secret(raw, keyring=approved), numbers  # type: ignore[arg-type]
+            return blob.decrypt_secret(raw, keyring=approved), chosen  # type: ignore[arg-type]
         except DamagedError as error:
             failure = error
-    names = ", ".join(name for name, _ in shares.values())
     problem = failure.problem if failure else "no approvals"
-    if math.comb(len(shares), threshold) > 1:
+    if number_of_tries > 1:
         problem += f"; no {threshold} of the approvals open it"
+    names = ", ".join(_names(shares))
     raise DamagedError(
         f"the package, or an approval of {names}, was changed: {problem}", 0
     ) from None

@@ -30,6 +30,8 @@ _RULES = (
     ("password in a URL", re.compile(rb"\b[a-z][a-z0-9+.-]*://[^\s:/@'\"]+:[^\s:/@'\"$<{]{6,}@")),
 )
 _ALLOWED = re.compile(rb"pragma: allowlist secret|tapeseal: no secret")
+# In Python a type may stand in quotes behind a name such as "password", which then has a colon but is no key of a table.
+_TYPE = re.compile(r"[A-Z][A-Za-z.]*(\[[A-Za-z., ]+\])?( \| None)?")
 _MAX_SIZE = 1 << 24
 
 
@@ -66,8 +68,19 @@ def scan_files(paths: Sequence[str]) -> Iterator[Finding]:
         with transient_settings(settings):
             known = SecretsCollection()
             known.scan_file(path)
-            found |= {Finding(path, each.line_number, each.type) for _, each in known}
+            found |= {
+                Finding(path, each.line_number, each.type)
+                for _, each in known
+                if not _is_type(path, lines[each.line_number - 1], each.secret_value)
+            }
         yield from sorted(each for each in found if not _ALLOWED.search(lines[each.line - 1]))
+
+
+def _is_type(path: str, line: bytes, value: str | None) -> bool:
+    """Whether a value is the annotation of a name in Python."""
+    if not path.endswith((".py", ".pyi")) or not value or not _TYPE.fullmatch(value):
+        return False
+    return re.search(rb"\b\w+: \"%b\"(?! = [\"'])" % re.escape(value.encode()), line) is not None
 
 
 def tracked_files(paths: Sequence[str]) -> Iterator[str]:

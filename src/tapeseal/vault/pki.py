@@ -130,7 +130,7 @@ class Pki(Engine):
         names = [common_name, *alt_names, *ip_addresses]
         with audit.operation("pki.issue", f"{self.mount}/{role}", common_name=common_name) as entry:
             body = _asked(common_name, alt_names, ip_addresses, days)
-            body["private_key_format"] = "pkcs8"
+            body["private_key_format"] = "pkcs8"  # tapeseal: no secret
             if key_type is not None:
                 body["key_type"], _, body["key_bits"] = key_type.partition("-")
             answer = self.request("POST", f"issue/{role}", body, secret=("data.private_key",))

@@ -25,8 +25,8 @@ TARGETS: Final[dict[str, str]] = {
 class Target(Protocol):
     """One place a credential is deployed to.
 
-    Made of its settings and its secret: `settings` as `self.settings` declares them, checked, with the defaults
-    filled in; a ValueError says which do not go together. Making one talks to nobody.
+    Made of the settings and the secret it is for: the settings are those that `settings` declares, checked, with the
+    defaults filled in; a ValueError says which do not go together. Making one talks to nobody.
     """
 
     settings: ClassVar[Mapping[str, Setting]]
