@@ -148,6 +148,14 @@ CALLS: list[tuple[str, str, str, dict[str, Any] | None, bool]] = [
     ("rotation-prod", "POST", "transit/keys/prod-tapes/rotate", {}, True),
     ("rotation-prod", "POST", "transit/keys/staging-tapes/rotate", {}, False),
     ("rotation-prod", "PUT", "sys/policies/acl/trading-prod", {"policy": ""}, False),
+    ("doctor", "GET", "sys/policies/acl/admin", None, True),
+    ("doctor", "GET", "secret/data/prod/trading/exchange", None, False),
+    ("doctor", "GET", "secret/metadata/prod/trading/exchange", None, False),
+    ("doctor", "GET", "database/creds/prod-trading", None, False),
+    ("doctor", "POST", "auth/approle/role/doctor/secret-id", {}, False),
+    ("doctor", "PUT", "sys/policies/acl/doctor", {"policy": ""}, False),
+    ("doctor", "POST", "transit/decrypt/prod-tapes", {"ciphertext": "vault:v1:AA=="}, False),
+    ("doctor", "POST", "transit/keys/prod-tapes/config", {"exportable": True}, False),
     ("break-glass", "GET", "sys/policies/acl/admin", None, True),
     ("break-glass", "GET", "secret/data/prod/trading/exchange", None, True),
 ]  # fmt: skip
@@ -181,7 +189,7 @@ def test_what_each_role_can_do(
 
 @pytest.mark.server
 def test_admin_hands_out_wrapped_logins_alone(log_in: Callable[[str], hvac.Client]) -> None:
-    """What an administrator gets of a secret id is a token that unwraps it once, elsewhere."""
+    """What an administrator gets of a secret id is a token that unwraps it once, elsewhere; of break-glass nothing."""
     client = log_in("admin")
     answer = client.session.post(
         f"{client.url}/v1/auth/approle/role/trading-prod/secret-id",
@@ -189,6 +197,14 @@ def test_admin_hands_out_wrapped_logins_alone(log_in: Callable[[str], hvac.Clien
         timeout=30,
     )
     assert (200, None) == (answer.status_code, answer.json()["data"])
+    for path in ("secret-id", "role-id", "secret-id-accessor/destroy"):
+        refused = client.session.post(
+            f"{client.url}/v1/auth/approle/role/break-glass/{path}",
+            headers={"X-Vault-Token": client.token, "X-Vault-Wrap-TTL": "60s"},
+            json={"secret_id_accessor": "any"},
+            timeout=30,
+        )
+        assert 403 == refused.status_code, path
 
 
 @pytest.mark.server
@@ -473,11 +489,14 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.server
-def test_doctor_finds_nothing(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the policies, roles, keys and mounts of a set-up the doctor finds nothing to mend."""
+def test_doctor_finds_nothing(
+    server: Server, log_in: Callable[[str], hvac.Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the policies, roles, keys and mounts of a set-up the doctor's role sees all, and finds nothing to mend."""
     monkeypatch.setenv("BAO_ADDR", server.address)
-    monkeypatch.setenv("BAO_TOKEN", server.token)
-    names = ("policies", "approles", "auth-ttl", "transit", "kv", "database", "pki")
+    monkeypatch.setenv("BAO_TOKEN", log_in("doctor").token)
+    names = ("policies", "own-token", "approles", "auth-ttl", "transit", "kv", "database", "pki")
     report = examine(DoctorSetUp(), only=[f"vault.{name}" for name in names])
+    assert {} == report.not_looked_at
     assert len(names) == len(report.looked_at)
     assert [] == report.at_least("warning")

@@ -194,6 +194,7 @@ def _files(set_up: SetUp) -> Iterator[tuple[str, str]]:
     )
     yield "policies/admin.hcl", fill("policies/admin.hcl", admin_environments=environments)
     yield "policies/break-glass.hcl", fill("policies/break-glass.hcl")
+    yield "policies/doctor.hcl", fill("policies/doctor.hcl")
     audit = ""
     if not openbao:
         audit = (
@@ -206,6 +207,7 @@ def _files(set_up: SetUp) -> Iterator[tuple[str, str]]:
         "aws/recorder.json",
         "aws/reader.json",
         "aws/rotation.json",
+        "aws/doctor.json",
         "systemd/tapeseal-rotate.service",
         "systemd/tapeseal-recorder@.service",
         "kubernetes/rotate.yaml",

@@ -13,6 +13,10 @@ path "auth/approle/role/+/role-id" {
 path "auth/approle/role/+/secret-id-accessor/destroy" {
   capabilities = ["create", "update"]
 }
+# Not the one that opens everything, which takes a quorum.
+path "auth/approle/role/break-glass/*" {
+  capabilities = ["deny"]
+}
 
 # Immediate revocation on compromise.
 path "sys/leases/lookup/*" {
