@@ -238,7 +238,7 @@ def _import() -> Question:
         _rows(IMPORT, ("startup", "start", {"module": "numpy"}), ("ours", "start", {})),
         [
             Measure(
-                "import tapeseal, over import numpy",
+                "import tapeseal and what a recorder uses, over import numpy",
                 lambda results: (results.ns("ours", IMPORT) - results.ns("startup", IMPORT)) / 1e6,
                 60,
                 at_least=False,

@@ -133,6 +133,15 @@ def test_import_is_light() -> None:
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 
+@pytest.mark.parametrize("command", ["rotation", "secrets", "kv", "doctor", "audit"])
+def test_commands_are_light(command: str) -> None:
+    """Importing the package, and a command that handles no tape, loads neither numpy nor what handles tapes."""
+    code = f"import sys, tapeseal.cli.app, tapeseal.cli.{command}; print(*sys.modules)"
+    loaded = set(subprocess.check_output([sys.executable, "-c", code], text=True).split())
+    assert {"tapeseal", "tapeseal._core"} <= loaded
+    assert {"numpy", "tapeseal.tape", "tapeseal.reader"} & loaded == set()
+
+
 def test_all_names_resolve() -> None:
     """Every public name is there, and dir() names it."""
     assert [name for name in tapeseal.__all__ if not hasattr(tapeseal, name)] == []

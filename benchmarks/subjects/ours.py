@@ -243,5 +243,5 @@ def memory(settings: Settings, opening: bool, share: float) -> float:
 
 
 def start(settings: Settings) -> Job:
-    """Start Python and import tapeseal."""
-    return startup.start(settings, "tapeseal")
+    """Start Python and import tapeseal with what a recorder needs of it, which is loaded on first use."""
+    return startup.start(settings, "tapeseal", "tapeseal.keyring, tapeseal.open, tapeseal.Recorder")

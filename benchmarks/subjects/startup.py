@@ -13,13 +13,14 @@ def version() -> str:
     return importlib.metadata.version("numpy")
 
 
-def start(settings: Settings, module: str) -> Job:
-    """Start Python and import a module, from byte code as an installation leaves it."""
+def start(settings: Settings, module: str, statement: str = "") -> Job:
+    """Start Python, import a module, from byte code as an installation leaves it, and execute a statement."""
     environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(settings.path("bytecode"))}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
 
     def run() -> None:
-        subprocess.run([sys.executable, "-c", f"import {module}"], check=True, env=environment)
+        code = f"import {module}\n{statement}"
+        subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
     run()
 

@@ -63,6 +63,8 @@ def worst(codes: Iterable[int]) -> int:
 
 def printable(text: str) -> str:
     """Return text without what a terminal would act on: names in a foreign file are anyone's to choose."""
+    if text.isprintable():
+        return text
     return "".join(
         each if each.isprintable() else each.encode("unicode_escape", "replace").decode()
         for each in text

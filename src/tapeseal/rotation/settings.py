@@ -1,5 +1,6 @@
 """Settings of a plan: which members a table may have, of which type, and all that is wrong with one at once."""
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -160,5 +161,10 @@ def load_class(registry: Mapping[str, str], name: str, what: str) -> Any:
     """
     if name not in registry:
         raise ValueError(f"there is no {what} {name!r}; those are: {', '.join(registry)}")
-    module, _, attribute = registry[name].partition(":")
+    return _loaded(registry[name])
+
+
+@functools.cache
+def _loaded(name: str) -> Any:
+    module, _, attribute = name.partition(":")
     return getattr(import_module(module), attribute)
