@@ -24,7 +24,7 @@ import requests
 from servers.certs import Authority
 
 ROOT_TOKEN = "root-token-of-the-tests"
-START_SECONDS = 60.0
+START_SECONDS = 180.0  # on a machine with much else to do
 
 
 def program() -> str:
@@ -329,15 +329,15 @@ class Cluster:
         for node in self.nodes:
             node.wait_for_status(200, 429)
 
-        def voters() -> bool:
+        def spare() -> bool:
+            # A voter that has just come back may still lag behind, or be taken for gone.
             try:
-                answer = self.admin.adapter.get("/v1/sys/storage/raft/configuration")
+                answer = self.admin.adapter.get("/v1/sys/storage/raft/autopilot/state")
             except hvac.exceptions.VaultError:
                 return False
-            servers = answer["data"]["config"]["servers"]
-            return sum(server["voter"] for server in servers) == len(self.nodes)
+            return len(answer["data"]["voters"]) == len(self.nodes) and answer["data"]["failure_tolerance"] == 1
 
-        wait_for("three voters", voters)
+        wait_for("a cluster that can spare a node", spare)
 
     def close(self) -> None:
         """End all processes."""
