@@ -229,8 +229,9 @@ class TransitKey(Consumer):
             if len(self._kept) < 50:
                 self._kept.append(self._call("encrypt", plaintext="dHJhZGVz")["ciphertext"])
             kept = self._kept[self._turn % len(self._kept)]
-            if self._call("decrypt", ciphertext=kept)["plaintext"] != "dHJhZGVz":
-                raise RefusedError("another plaintext")
+            with self._call("decrypt", ciphertext=kept)["plaintext"] as plaintext:
+                if plaintext.expose() != "dHJhZGVz":
+                    raise RefusedError("another plaintext")
         except InvalidRequest as error:
             raise RefusedError(str(error)) from None
 

@@ -88,6 +88,16 @@ def test_what_is_encrypted_opens(engine, size):
 
 
 @pytest.mark.server
+def test_a_plaintext_nobody_asked_for(engine, session):
+    """A plain request that decrypts returns the plaintext as a Secret, and never something else in its place."""
+    ciphertext = engine.encrypt("plain", PASSWORD)
+    path = "services/transit/decrypt/plain"
+    answer = session.request("POST", path, {"ciphertext": ciphertext})
+    with answer["data"]["plaintext"] as plaintext:
+        assert PASSWORD == base64.b64decode(plaintext.expose())
+
+
+@pytest.mark.server
 def test_what_the_engine_itself_holds(bao, engine):
     """What is encrypted here any other client of the engine decrypts, and the other way round."""
     ciphertext = engine.encrypt("plain", PASSWORD)

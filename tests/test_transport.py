@@ -1234,8 +1234,7 @@ def reference(
     if (asked or named) and value not in (None, ""):
         if not asked and not isinstance(value, str):
             raise ValueError
-        if asked:
-            found[place] = value
+        found[place] = value
         return PLACEHOLDER_TEXT
     if isinstance(value, dict):
         return {

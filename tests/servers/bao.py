@@ -335,7 +335,10 @@ class Cluster:
                 answer = self.admin.adapter.get("/v1/sys/storage/raft/autopilot/state")
             except hvac.exceptions.VaultError:
                 return False
-            return len(answer["data"]["voters"]) == len(self.nodes) and answer["data"]["failure_tolerance"] == 1
+            return (
+                len(answer["data"]["voters"]) == len(self.nodes)
+                and answer["data"]["failure_tolerance"] == 1
+            )
 
         wait_for("a cluster that can spare a node", spare)
 

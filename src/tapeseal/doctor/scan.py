@@ -30,7 +30,7 @@ _RULES = (
     ("password in a URL", re.compile(rb"\b[a-z][a-z0-9+.-]*://[^\s:/@'\"]+:[^\s:/@'\"$<{]{6,}@")),
 )
 _ALLOWED = re.compile(rb"pragma: allowlist secret|tapeseal: no secret")
-# In Python a type may stand in quotes behind a name such as "password", which then has a colon but is no key of a table.
+# In Python a type may stand in quotes behind a name such as "password" and a colon.
 _TYPE = re.compile(r"[A-Z][A-Za-z.]*(\[[A-Za-z., ]+\])?( \| None)?")
 _MAX_SIZE = 1 << 24
 

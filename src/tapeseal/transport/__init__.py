@@ -78,7 +78,8 @@ class Exchange:
         send: what PLACEHOLDER (to boto3) or PLACEHOLDER_TEXT (to hvac) stands for in the request, in
             base64; it must occur there exactly once. stand_in() is for what goes out as text.
         secret: where the answer has secrets, each a tuple of the names of members on the way, "*"
-            for any; None: in the one member whose name ends in "plaintext".
+            for any; besides, each member whose name ends in "plaintext" is one. None: there is one
+            such member.
         deadline: a `time.monotonic()` at which every attempt fails, whatever the library's own
             timeouts say; the library may raise later where it waits between attempts.
         most: bytes of an answer.

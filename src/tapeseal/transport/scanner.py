@@ -61,7 +61,7 @@ def redact(
     """Return a JSON object's text with a placeholder for each secret in it, and those secrets.
 
     Escapes in secret strings are resolved in place, to UTF-8; another value is kept as it is written. null and the
-    empty string are left where they are. A member whose name ends in "plaintext" is blanked wherever it stands.
+    empty string are left where they are. A member whose name ends in "plaintext" is a secret wherever it stands.
 
     Args:
         view: writable, holds the text from start to stop.
@@ -78,12 +78,11 @@ def redact(
     spans = [(_whole(each), f'"{PLACEHOLDER_TEXT}"') for each in fields]
     text = _blanked(view, start, stop, spans)
     _parse(text)
-    asked = fields
-    if patterns is not None:
-        asked = [each for each in fields if _is_at(each.place, patterns)]
-    elif len(fields) > 1 or any(each.place[:-1] not in ((), ("data",)) for each in fields):
+    if patterns is None and (
+        len(fields) > 1 or any(each.place[:-1] not in ((), ("data",)) for each in fields)
+    ):
         raise ValueError("it has more than one secret, or one where none belongs")
-    return text, [_unescape(view, each) if each.is_string else each for each in asked]
+    return text, [_unescape(view, each) if each.is_string else each for each in fields]
 
 
 def redact_error(

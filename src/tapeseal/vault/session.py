@@ -224,7 +224,8 @@ class VaultSession:
             body: the members of a JSON object.
             secret: which members of the answer are secret, as names joined by dots: "data.password". Each becomes a
                 Secret: a string its text, any other value its JSON text. "data.data.*" means every member of
-                data.data, or every element. What the answer lacks, null and "" stay as they are.
+                data.data, or every element. A member whose name ends in "plaintext" is one unasked. What the answer
+                lacks, null and "" stay as they are.
             idempotent: as for call(); None: all but POST and PATCH are.
             wrap_ttl: have Vault wrap the answer under a token of one use, for that long, such as "60s".
             timeout: seconds for a node to answer, instead of the session's.
