@@ -28,11 +28,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
-from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
 from tapeseal import _core, audit, blob
 from tapeseal._core import SecretBuffer
+from tapeseal.closing import Closing
 from tapeseal.datakey import DataKey, Keyring
 from tapeseal.errors import (
     AccessDeniedError,
@@ -377,7 +377,7 @@ def approve(
     raise KeyUnavailableError(f"no share of {found.path} is wrapped for this key: {reasons[0]}")
 
 
-class Opened(Mapping[str, Secret]):
+class Opened(Closing, Mapping[str, Secret]):
     """The secrets of an open package, for as long as was granted; a context manager that wipes them on exit."""
 
     def __init__(
@@ -411,17 +411,6 @@ class Opened(Mapping[str, Secret]):
         """Wipe the secrets; closing again does nothing."""
         for secret in self._secrets.values():
             secret.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<Opened {self.package.name}>"

@@ -3,15 +3,15 @@
 import contextlib
 import struct
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Protocol, Self
 
 from tapeseal import _core
+from tapeseal.closing import Closing
 from tapeseal.errors import KeyUnavailableError
 from tapeseal.layout import KEY_SIZE, SUITE, Recipient
 
 
-class DataKey:
+class DataKey(Closing):
     """The 32 bytes from which every key of a tape derives, in a `SecretBuffer`.
 
     A context manager that wipes them on exit. What wiping cannot reach: key schedules inside libcrypto live on in
@@ -112,17 +112,6 @@ class DataKey:
         # Where it was refused there is none.
         if hasattr(self, "_sharers"):
             self.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return "<DataKey>"

@@ -9,13 +9,13 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, SupportsIndex, overload
+from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 import numpy as np
 
 from tapeseal._core import check_process, process_epoch
 from tapeseal.body import Anchor, Body
+from tapeseal.closing import Closing
 from tapeseal.errors import DamagedError, TapeChangedError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Records = np.ndarray[Any, np.dtype[Any]]
 
 
-class TapeReader:
+class TapeReader(Closing):
     """A tape of records open for reading; made by tapeseal.open().
 
     It acts like a one-dimensional array whose parts are read and opened when they are asked for; what it returns is
@@ -327,17 +327,6 @@ class TapeReader:
         # Of two threads that come here together, one gets the descriptor.
         with contextlib.suppress(IndexError):
             os.close(self._descriptor.pop())
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         if hasattr(self, "_epoch"):

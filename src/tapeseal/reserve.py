@@ -9,11 +9,11 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import NamedTuple, NoReturn, Self
+from typing import NamedTuple, NoReturn
 
 from tapeseal import audit
 from tapeseal._core import check_process, process_epoch
+from tapeseal.closing import Closing
 from tapeseal.datakey import DataKey, Keyring
 from tapeseal.errors import (
     ContextMismatchError,
@@ -148,7 +148,7 @@ class _Flight:
         self.error: Exception | None = None
 
 
-class DataKeyReserve:
+class DataKeyReserve(Closing):
     """A keyring that keeps data keys of another one ready, and asks that one for them in the background alone.
 
     One data key serves many tapes, each of which derives keys of its own from it, up to the limits below. A tape that
@@ -386,17 +386,6 @@ class DataKeyReserve:
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<DataKeyReserve of {self.keyring!r}>"

@@ -14,7 +14,6 @@ from typing import (
     Literal,
     NamedTuple,
     NoReturn,
-    Self,
     TypeAlias,
     cast,
     overload,
@@ -33,6 +32,7 @@ from tapeseal._core import (
     process_epoch,
     row_offsets,
 )
+from tapeseal.closing import Closing
 from tapeseal.datakey import Keyring
 from tapeseal.errors import DamagedError, LimitError
 from tapeseal.layout import Content
@@ -180,7 +180,7 @@ def _associated(data: AssociatedData) -> dict[str, Any]:
     return {"associated_rows": taken.data, "associated_offsets": taken.offsets}
 
 
-class _RowsBase:
+class _RowsBase(Closing):
     """What encryptor and decryptor share."""
 
     def __init__(self, found: header.Header, raw: bytes, cipher: RowCipher, threads: int) -> None:
@@ -199,12 +199,6 @@ class _RowsBase:
     def close(self) -> None:
         """Wipe the key; closing again does nothing."""
         self._cipher = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(f"a {type(self).__name__} is neither pickled nor copied")

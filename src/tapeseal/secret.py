@@ -4,17 +4,17 @@ import contextlib
 import hmac
 import string
 from collections.abc import Iterator
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from tapeseal import _core
+from tapeseal.closing import Closing
 
 _ALPHABET = (string.ascii_letters + string.digits).encode()
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 
-class Secret:
+class Secret(Closing):
     """A secret text in a `SecretBuffer`: a password, an API key, a private key in PEM.
 
     It is redacted in repr, str and format, and neither pickled nor copied nor written by json. A context manager that
@@ -95,17 +95,6 @@ class Secret:
     def close(self) -> None:
         """Wipe the secret; closing again does nothing."""
         self._buffer.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __eq__(self, other: object) -> bool:
         """Compare two secrets in constant time."""

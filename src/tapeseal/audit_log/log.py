@@ -22,8 +22,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from json.encoder import encode_basestring_ascii as quoted
 from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from tapeseal import files
 from tapeseal._core import process_epoch
@@ -32,6 +31,7 @@ from tapeseal.audit_log import chain
 from tapeseal.audit_log.anchors import AnchorSchedule, LogAnchor
 from tapeseal.audit_log.chain import ChainKey, Head, LogHeader
 from tapeseal.audit_log.sinks import Sink, SinkThread
+from tapeseal.closing import Closing
 from tapeseal.datakey import Keyring
 from tapeseal.errors import AuditError, ForkError, TapesealError
 from tapeseal.files import StrPath
@@ -151,7 +151,7 @@ class _Note(NamedTuple):
     details: _Facts
 
 
-class AuditLog:
+class AuditLog(Closing):
     """An audit log that is open for entries; `tapeseal.audit.start(log)` has the process's operations go there.
 
     Threads share it, and any number of processes may write one log at once. An entry is in the file, for every
@@ -287,17 +287,6 @@ class AuditLog:
             self._give_up_file()
         for thread in self._sink_threads:
             thread.close(2.0)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<AuditLog {self.path}>"

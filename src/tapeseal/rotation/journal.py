@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
+from tapeseal.closing import Closing
 from tapeseal.files import StrPath
 from tapeseal.rotation import commands
 from tapeseal.rotation.schedule import Sessions
@@ -150,7 +151,7 @@ def _seconds(time: datetime | None) -> float | None:
     return None if time is None else time.timestamp()
 
 
-class Journal:
+class Journal(Closing):
     """The journal in a file that is made where it is not there, for its owner alone. Threads may share one.
 
     Several processes may have it open: to look, to ask for something. Only the one in `running()` works on rotations.
@@ -213,12 +214,6 @@ class Journal:
         """Close it; closing again does nothing."""
         with self._lock:
             self._database.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:

@@ -1,14 +1,15 @@
 """The services of a plan: opened at first use, shared by all rotations."""
 
 import threading
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
+
+from tapeseal.closing import Closing
 
 if TYPE_CHECKING:
     from tapeseal.vault.session import VaultSession
 
 
-class PlanServices:
+class PlanServices(Closing):
     """Vault as the variables of its command line have it, and AWS as boto3 finds it.
 
     Args:
@@ -59,14 +60,3 @@ class PlanServices:
             for client in self._aws.values():
                 client.close()
             self._aws.clear()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

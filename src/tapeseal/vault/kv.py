@@ -9,14 +9,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from hvac.exceptions import InvalidPath, VaultError
 
 from tapeseal import audit
 from tapeseal._core import check_process, process_epoch
+from tapeseal.closing import Closing
 from tapeseal.errors import (
     OutcomeUnknownError,
     SecretDeletedError,
@@ -74,7 +74,7 @@ class Metadata:
     versions: Mapping[int, Version]
 
 
-class SecretVersion(Mapping[str, Secret | None]):
+class SecretVersion(Closing, Mapping[str, Secret | None]):
     """The members of one version of a secret; a context manager that wipes them on exit.
 
     A member whose value is a string is that text, any other value is its JSON text; null and "" are None.
@@ -129,17 +129,6 @@ class SecretVersion(Mapping[str, Secret | None]):
         for each in self._members.values():
             if each is not None:
                 each.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<SecretVersion {self.version} of {self.path}>"
@@ -513,7 +502,7 @@ class _Entry:
         self.away_since: datetime | None = None
 
 
-class SecretCache:
+class SecretCache(Closing):
     """A read-through cache over a mount, which serves what it read last while Vault is away.
 
     What Vault refuses or has no more is dropped at once: an outage alone makes it serve what is old. Threads may share
@@ -640,17 +629,6 @@ class SecretCache:
             for entry in entries:
                 with entry.lock:
                     self._wipe(entry)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<SecretCache of {self.store!r}>"

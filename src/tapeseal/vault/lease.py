@@ -10,13 +10,13 @@ import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, NamedTuple, Self, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 from hvac.exceptions import VaultError
 
 from tapeseal import audit
 from tapeseal._core import check_process, process_epoch
+from tapeseal.closing import Closing
 from tapeseal.errors import (
     CredentialError,
     OutcomeUnknownError,
@@ -118,7 +118,7 @@ class _Held:
         return self.expires - self.seconds * _LAST_PART
 
 
-class DatabaseCredentials:
+class DatabaseCredentials(Closing):
     """Keeps a credential of a database engine: whoever asks for it gets one that is valid.
 
         with DatabaseCredentials(session, "database/creds/reader") as credentials:
@@ -294,17 +294,6 @@ class DatabaseCredentials:
         with self._changed:
             self._changed.notify_all()
         return self._unrevoked
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<DatabaseCredentials {self.path}>"

@@ -10,8 +10,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import hvac
@@ -27,6 +26,7 @@ from requests.utils import get_environ_proxies
 
 from tapeseal import audit
 from tapeseal._core import check_process, process_epoch
+from tapeseal.closing import Closing
 from tapeseal.datakey import first_few
 from tapeseal.errors import (
     AccessDeniedError,
@@ -86,7 +86,7 @@ class _Lease:
         self.renew_at = since + self.seconds * 2 / 3 * random.uniform(0.9, 1.1)
 
 
-class VaultSession:
+class VaultSession(Closing):
     """Calls a Vault or an OpenBao, logged in, over all the nodes of a cluster.
 
     It logs in at the first call. A daemon thread renews the token when two thirds of its time have passed, and logs
@@ -302,17 +302,6 @@ class VaultSession:
             self._lease = None
             self._client.adapter.token = None
             self._client.adapter.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<VaultSession {', '.join(self.addresses)} by {type(self._login).__name__}>"
