@@ -101,7 +101,7 @@ _LAZY = {
     "ReserveCollector": "tapeseal.metrics",
     "RowDecryptor": "tapeseal.rows",
     "RowEncryptor": "tapeseal.rows",
-    "Secret": "tapeseal.secret",
+    "Secret": "tapeseal.secret",  # tapeseal: no secret
     "Ssh": "tapeseal.vault.ssh",
     "TapeReader": "tapeseal.reader",
     "TapeWriter": "tapeseal.writer",
