@@ -160,6 +160,25 @@ def test_consumers_and_rollback(run: Run, vault: Server) -> None:
 
 
 @pytest.mark.server
+def test_waiting_ends_with_what_is_still_open(run: Run, vault: Server, tmp_path: Path) -> None:
+    """Where the time is over before a rotation is, the last word is what stands in its way, and code 3."""
+    path = write_plan(Path("rotation.toml"), "db", more='consumers = ["recorder"]\ngrace = "1s"')
+    run("run", "db")
+    result = run("run", "db", "--wait", "2s")
+    first, last = result.out.splitlines()
+    assert "db: waiting for recorder" == first
+    assert last.startswith("db: waiting for recorder: not on the new version by now")
+    assert 3 == result.code
+    where = read_plan(path).consumers
+    run("acknowledge", "db", "recorder", "2", "--path", where)
+    service = Service(tmp_path / "db")
+    service.trouble("revoke-fails")
+    result = run("run", "db", "--wait", "3s")
+    assert 3 == result.code
+    assert re.search(r"revoke fail \([2-9] times, until ", run("status", "db").out)
+
+
+@pytest.mark.server
 def test_dry_run(run: Run, vault: Server, tmp_path: Path) -> None:
     """Every call is named, and none is made."""
     write_plan(Path("rotation.toml"), "db", more='consumers = ["recorder"]')
@@ -239,6 +258,10 @@ def test_compromised_key(run: Run, vault: Server, tmp_path: Path, key_file: str)
     (report,) = run("status", "cache", "--json").reports
     assert report["rotation"]["emergency"]
     assert "an emergency: compromised: secret=cache" in run("status", "cache").out
+    for more_arguments in ([], ["--dry-run"]):
+        result = run("run", "--compromised", "host=gw8", *more_arguments)
+        assert (3, "") == result[:2]
+        assert "no secret of rotation.toml has to do with host=gw8" in result.err
 
 
 @pytest.mark.server
