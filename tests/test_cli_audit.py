@@ -271,6 +271,17 @@ def test_report(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> No
     assert "DOES NOT VERIFY" in bad.out.decode()
 
 
+def test_report_with_long_versions(log: Path, run: Run) -> None:
+    """However long versions are, it is said what was used."""
+    with AuditLog(log, keyring="local:audit.key") as opened:
+        audit.start(opened)
+        for number in range(4):
+            with audit.operation("pki.issue", "pki/gateway") as entry:
+                entry.version = ":".join([f"{number:02x}"] * 20)
+    text = run("audit", "report", "audit.log", "-k", "local:audit.key").out.decode()
+    assert "pki/gateway" in text[text.index("Who used what") :]
+
+
 # The environment
 
 
