@@ -135,6 +135,8 @@ def test_failure_has_a_code(run: Run, vault: Server, tmp_path: Path) -> None:
     result = run("run", "db")
     assert 3 == result.code
     assert result.out.startswith("db: rolled back: login of")
+    status = run("status")
+    assert (3, True) == (status.code, "failed (!)" in status.out)
     service.mend("trusted")
     assert 0 == run("run", "db").code
     assert 0 == run("status").code
@@ -150,7 +152,9 @@ def test_consumers_and_rollback(run: Run, vault: Server) -> None:
     assert (3, True) == (result.code, result.out.startswith("db: waiting for recorder: not on the"))
     assert 3 == run("status").code
     assert "waiting: recorder (!)" in run("status").out
+    assert " of db to version 2\n" in run("status", "db").out
     assert (0, "db: rolled back: rolled back by command\n") == run("rollback", "db")[:2]
+    assert 0 == run("status").code
     assert 3 == run("rollback", "db").code
     run("run", "db")
     result = run("acknowledge", "db", "recorder", "4", "--path", where)

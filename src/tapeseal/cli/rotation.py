@@ -177,7 +177,9 @@ def _show_events(found: "list[Status]", journal: "Journal") -> None:
             continue
         reason = f", an emergency: {each.record.reason}" if each.record.emergency else ""
         output.line()
-        output.line(f"rotation {each.record.id} of {each.secret.name}{reason}")
+        version = each.record.facts.get("version")
+        to = "" if version is None else f" to version {version}"
+        output.line(f"rotation {each.record.id} of {each.secret.name}{to}{reason}")
         events = journal.events(each.record.id)
         for what, group in itertools.groupby(events, key=lambda event: event[1:]):
             times = [_time(datetime.fromtimestamp(at, UTC), True) for at, *_ in group]
@@ -251,6 +253,7 @@ def _status_json(each: "Status", journal: "Journal | None") -> dict[str, Any]:
             "id": record.id,
             "state": record.state,
             "step": record.step,
+            "version": record.facts.get("version"),
             "emergency": record.emergency,
             "started": _iso(datetime.fromtimestamp(record.started, UTC)),
             "waiting": record.waiting if record.open else [],

@@ -203,7 +203,7 @@ class Engine:
                     f"{name}: the old secret is revoked, or about to be, so there is no way back: rotate it again"
                 )
             record.state, record.step, record.held = journal.ROLLING_BACK, "restore", None
-            record.error = "rolled back by command"
+            record.error = journal.BY_COMMAND
             self.journal.write(record, "command", step="restore", now=self._seconds())
         return self._go_on(self.plan.secrets[name])
 
