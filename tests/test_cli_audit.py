@@ -315,6 +315,19 @@ def test_commands_are_recorded(environment: Path, run: Run) -> None:
     )
 
 
+def test_a_reader_that_goes_away(
+    environment: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command whose output nobody reads to the end, as with `head`, is an entry with its code."""
+
+    def leave(_: object) -> int:
+        raise app._ReaderGoneError
+
+    monkeypatch.setattr(app, "_main", leave)
+    assert 141 == run("inspect", "x").code
+    assert "exit 141" == entries(environment)[-1]["result"]
+
+
 def test_audit_commands_take_the_log_from_there(environment: Path, run: Run) -> None:
     """The commands of the group take log and keyring from the environment, and record themselves."""
     assert 0 == run("audit", "verify").code
