@@ -336,7 +336,7 @@ def run(
 
     --compromised rotates whatever the hour: it heeds no window, waits for no consumer, and ends the old secret at once.
 
-    While a daemon has the journal it is given the names, and does the rest.
+    While a daemon has the journal it is given the names, and does the rest; --wait looks on.
     """
     chosen = [bool(names), due, bool(compromised)]
     if sum(chosen) != 1:
@@ -420,13 +420,41 @@ def _rotate(
     except BlockingIOError:
         if due or take_over:
             raise
+    asked = time.time()
     for name in names:
-        engine.journal.ask(EMERGENCY if reason else ROTATE, name, reason, time.time())
+        engine.journal.ask(EMERGENCY if reason else ROTATE, name, reason, asked)
         if as_json:
             output.as_json({"secret": name, "state": "asked"})
         else:
             output.line(f"{name}: the runner that has the journal was asked")
-    return failures.OK
+    return failures.OK if wait is None else _wait_for_runner(engine, names, wait, asked, as_json)
+
+
+def _wait_for_runner(
+    engine: "Engine", names: Sequence[str], wait: timedelta, asked: float, as_json: bool
+) -> int:
+    """Look on until the runner that was asked has done it or the time is over; show what became of each."""
+    from tapeseal.rotation.engine import Outcome
+
+    end = time.monotonic() + wait.total_seconds()
+    while True:
+        waiting = {each.secret for each in engine.journal.requests()}
+        records = engine.journal.records()
+        left = [
+            name for name in names if name in waiting or (name in records and records[name].open)
+        ]
+        if not left or time.monotonic() >= end:
+            break
+        time.sleep(0.2)
+    found = []
+    for name in names:
+        record = records.get(name)
+        if record is not None and (record.open or record.updated >= asked):
+            found.append(Outcome(name, record.state, record, error=record.error))
+        else:
+            text = "the runner has not begun: its window may be closed, or its pair busy"
+            found.append(Outcome(name, "failed", error=text))
+    return _report(found, as_json)
 
 
 def _noted(outcomes: "Iterable[Outcome]", last: "dict[str, Outcome]") -> "Iterator[Outcome]":
