@@ -115,12 +115,16 @@ def test_period() -> None:
 
 
 def test_overdue() -> None:
-    """Ages come from the last rotation that went through; one that was rolled back is none."""
+    """Ages come from the last rotation that went through; one that was rolled back, or never got its claim, is none."""
     whole = ("claim", "generate", "store", "deploy", "verify", "revoke", "clean")
     lines = [
         *rotation("late", 200, *whole, number=1),
         *rotation("late", 97, *whole, number=2),
-        *rotation("soon", 80, *whole),
+        line(
+            ago(1), "rotation.claim", "late", result="ClaimedError", details={"rotation": "late-3"}
+        ),
+        *rotation("late", 1, "clean", number=3),
+        *rotation("soon", 80, *whole[:5], "restore", *whole[3:]),
         *rotation("fine", 2, *whole),
         *rotation("rolled back", 100, *whole, number=1),
         *rotation("rolled back", 1, "claim", "generate", "restore", "discard", "clean", number=2),

@@ -271,6 +271,17 @@ def test_report(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> No
     assert "DOES NOT VERIFY" in bad.out.decode()
 
 
+def test_report_with_long_versions(log: Path, run: Run) -> None:
+    """However long versions are, it is said what was used."""
+    with AuditLog(log, keyring="local:audit.key") as opened:
+        audit.start(opened)
+        for number in range(4):
+            with audit.operation("pki.issue", "pki/gateway") as entry:
+                entry.version = ":".join([f"{number:02x}"] * 20)
+    text = run("audit", "report", "audit.log", "-k", "local:audit.key").out.decode()
+    assert "pki/gateway" in text[text.index("Who used what") :]
+
+
 # The environment
 
 
@@ -302,6 +313,19 @@ def test_commands_are_recorded(environment: Path, run: Run) -> None:
         for each in entries(environment)
         if each["action"] == "command.run"
     )
+
+
+def test_a_reader_that_goes_away(
+    environment: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command whose output nobody reads to the end, as with `head`, is an entry with its code."""
+
+    def leave(_: object) -> int:
+        raise app._ReaderGoneError
+
+    monkeypatch.setattr(app, "_main", leave)
+    assert 141 == run("inspect", "x").code
+    assert "exit 141" == entries(environment)[-1]["result"]
 
 
 def test_audit_commands_take_the_log_from_there(environment: Path, run: Run) -> None:

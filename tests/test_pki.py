@@ -1280,7 +1280,7 @@ def test_commands(tmp_path: Path, run: Any) -> None:
     code, lines, _ = run("crl", "--mount", mount, "--out", tmp_path / "crl.pem", "--json")
     assert (0, [first["serial"]]) == (code, list(json.loads(lines[0])["revoked"]))
     assert b"BEGIN X509 CRL" in (tmp_path / "crl.pem").read_bytes()
-    for command in (("list",), ("crl",), ("revoke", second["serial"])):
+    for command in (("list",), ("crl",), ("revoke", second["serial"].replace(":", "").upper())):
         code, lines, errors = run(*command, "--mount", mount)
         assert (0, "", True) == (code, errors, bool(lines)), command
 
@@ -1307,6 +1307,7 @@ def test_commands(tmp_path: Path, run: Any) -> None:
             "either",
         ),
         (["revoke", "00:11", "--mount", MOUNT], 3, "not found"),
+        (["revoke", "no/cert.pem", "--mount", MOUNT], 2, "no/cert.pem: No such file"),
         (["setup", "X", "--hosts", "web"], 2, "not ROLE=NAME"),
         (["setup", "X", "--roles", "{}/none"], 2, "No such file"),
         (["crl", "--mount", "desk/none"], 3, "nothing at"),

@@ -135,6 +135,8 @@ def test_failure_has_a_code(run: Run, vault: Server, tmp_path: Path) -> None:
     result = run("run", "db")
     assert 3 == result.code
     assert result.out.startswith("db: rolled back: login of")
+    status = run("status")
+    assert (3, True) == (status.code, "failed (!)" in status.out)
     service.mend("trusted")
     assert 0 == run("run", "db").code
     assert 0 == run("status").code
@@ -150,13 +152,34 @@ def test_consumers_and_rollback(run: Run, vault: Server) -> None:
     assert (3, True) == (result.code, result.out.startswith("db: waiting for recorder: not on the"))
     assert 3 == run("status").code
     assert "waiting: recorder (!)" in run("status").out
+    assert " of db to version 2\n" in run("status", "db").out
     assert (0, "db: rolled back: rolled back by command\n") == run("rollback", "db")[:2]
+    assert 0 == run("status").code
     assert 3 == run("rollback", "db").code
     run("run", "db")
     result = run("acknowledge", "db", "recorder", "4", "--path", where)
     assert (0, "db: recorder is on version 4\n") == (result.code, result.out)
     assert (0, "db: finished, version 4\n") == run("run", "db", "--wait", "5s")[:2]
     assert 2 == run("acknowledge", "../db", "recorder", "4").code
+
+
+@pytest.mark.server
+def test_waiting_ends_with_what_is_still_open(run: Run, vault: Server, tmp_path: Path) -> None:
+    """Where the time is over before a rotation is, the last word is what stands in its way, and code 3."""
+    path = write_plan(Path("rotation.toml"), "db", more='consumers = ["recorder"]\ngrace = "1s"')
+    run("run", "db")
+    result = run("run", "db", "--wait", "2s")
+    first, last = result.out.splitlines()
+    assert "db: waiting for recorder" == first
+    assert last.startswith("db: waiting for recorder: not on the new version by now")
+    assert 3 == result.code
+    where = read_plan(path).consumers
+    run("acknowledge", "db", "recorder", "2", "--path", where)
+    service = Service(tmp_path / "db")
+    service.trouble("revoke-fails")
+    result = run("run", "db", "--wait", "3s")
+    assert 3 == result.code
+    assert re.search(r"revoke fail \([2-9] times, until ", run("status", "db").out)
 
 
 @pytest.mark.server
@@ -239,6 +262,10 @@ def test_compromised_key(run: Run, vault: Server, tmp_path: Path, key_file: str)
     (report,) = run("status", "cache", "--json").reports
     assert report["rotation"]["emergency"]
     assert "an emergency: compromised: secret=cache" in run("status", "cache").out
+    for more_arguments in ([], ["--dry-run"]):
+        result = run("run", "--compromised", "host=gw8", *more_arguments)
+        assert (3, "") == result[:2]
+        assert "no secret of rotation.toml has to do with host=gw8" in result.err
 
 
 @pytest.mark.server
@@ -349,8 +376,9 @@ def test_daemon(daemon: Callable[[], "subprocess.Popen[str]"], run: Run, tmp_pat
     assert 3 == run("run", "--due").code
     assert 0 == run("rollback", "db").code
     wait_for("the rollback", has("failures(db)", 1))
-    assert 0 == run("run", "--compromised", "secret=db").code
-    wait_for("the emergency", has("failures(db)", 0))
+    result = run("run", "--compromised", "secret=db", "--wait", "30s")
+    assert (0, True) == (result.code, "\ndb: finished, version " in result.out)
+    assert has("failures(db)", 0)()
     path.write_text(path.read_text().replace("secret.db", "secret.cache"))
     process.send_signal(signal.SIGHUP)
     wait_for("the new plan", lambda: f"{prefix}alarm(cache)" in read())

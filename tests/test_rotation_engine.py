@@ -572,6 +572,23 @@ def test_open_member_of_a_pair_holds_the_other(make: Callable[..., World]) -> No
 # Emergencies
 
 
+def test_emergency_during_an_outage(make: Callable[..., World]) -> None:
+    """A secret whose rotation was open is rotated once more, also where only a later run comes to the end of it."""
+    here = make("db", more='consumers = ["recorder"]')
+    service = here.service("db")
+    here.rotate("db")
+    assert "waiting" == here.rotate("db").state
+    touched = service.alive()
+    service.trouble("down")
+    assert here.rotate("db", reason="compromised: host=db1").error
+    assert 2 == len(service.made())
+    service.mend("down")
+    assert "finished" == here.run_due()["db"].state
+    assert (3, 1) == (len(service.made()), len(service.alive()))
+    assert not set(touched) & set(service.alive())
+    assert {} == here.run_due()
+
+
 def test_emergency_waits_for_nobody(make: Callable[..., World]) -> None:
     """Windows, pairs and consumers do not count: the old credential is dead at once."""
     now = datetime.now(UTC)

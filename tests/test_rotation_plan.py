@@ -51,7 +51,7 @@ timezone = "America/New_York"
 kind = "exec"
 tier = "configuration"
 owner = "execution desk"
-options = { live = ["a"], generate = ["b"], discard = ["c"], revoke = ["/d/e", "--host", "db1"] }
+options = { live = ["a"], generate = ["b"], discard = ["c"], revoke = ["/d/e", "--host", "db1.desk.example,10.1.2.3"] }
 
 [pair.gateways]
 members = ["binance", "backup"]
@@ -287,6 +287,9 @@ def test_home_in_a_path() -> None:
         ("consumer=gateway", ["binance"]),
         ("host=db1", ["backup"]),
         ("host=db", []),
+        ("host=db1.desk.example", ["backup"]),
+        ("host=10.1.2.3", ["backup"]),
+        ("host=10", []),
         ("path=secret/venues/*", ["binance"]),
         ("key=secret/venues/binance", ["binance"]),
         ("key=nothing", []),

@@ -136,6 +136,13 @@ CALLS: list[tuple[str, str, str, dict[str, Any] | None, bool]] = [
     ("admin", "POST", "auth/token/create", {"policies": ["root"]}, False),
     ("admin", "POST", "sys/leases/revoke-prefix/database/creds/prod-trading", {}, True),
     ("admin", "GET", "sys/policies/acl/trading-prod", None, True),
+    ("admin", "LIST", "auth/token/accessors", None, True),
+    ("admin", "POST", "identity/entity/name/alice", {"disabled": True}, True),
+    ("admin", "POST", "identity/entity/name/alice", {"policies": ["root"]}, False),
+    ("admin", "POST", "identity/entity/name/alice", {"disabled": False, "policies": ["root"]}, False),
+    ("admin", "LIST", "pki/certs/revoked", None, True),
+    ("admin", "GET", "pki/crl/rotate", None, True),
+    ("admin", "GET", "ssh/config/ca", None, True),
     ("admin", "POST", "sys/seal", {}, False),
     ("rotation-prod", "POST", "secret/data/prod/trading/exchange", {"data": {"key": "l"}}, True),
     ("rotation-prod", "GET", "secret/data/prod/trading/exchange", None, True),
@@ -156,6 +163,8 @@ CALLS: list[tuple[str, str, str, dict[str, Any] | None, bool]] = [
     ("doctor", "PUT", "sys/policies/acl/doctor", {"policy": ""}, False),
     ("doctor", "POST", "transit/decrypt/prod-tapes", {"ciphertext": "vault:v1:AA=="}, False),
     ("doctor", "POST", "transit/keys/prod-tapes/config", {"exportable": True}, False),
+    ("rotation-prod", "GET", "pki/crl/rotate", None, True),
+    ("rotation-prod", "LIST", "pki/certs/detailed", None, True),
     ("break-glass", "GET", "sys/policies/acl/admin", None, True),
     ("break-glass", "GET", "secret/data/prod/trading/exchange", None, True),
 ]  # fmt: skip
@@ -282,7 +291,7 @@ def test_three_nodes_run_as_written(nodes: list[Server]) -> None:
     first = nodes[0]
     found = first.admin.adapter.get("/v1/sys/storage/raft/configuration")["data"]["config"]
     assert {"trading-1", "trading-2", "trading-3"} == {each["node_id"] for each in found["servers"]}
-    log = first.directory / "log" / "trading-1.audit.log"
+    log = first.directory / "log" / "audit.log"
     assert 0o600 == log.stat().st_mode & 0o777
     entries = [json.loads(line) for line in log.read_text().splitlines()]
     assert "sys/storage/raft/configuration" in {each["request"]["path"] for each in entries}
@@ -316,6 +325,24 @@ def test_metrics_are_for_who_may(nodes: list[Server]) -> None:
 def test_set_up_works_on_the_cluster(nodes: list[Server]) -> None:
     """The script sets up the cluster that was written with it."""
     assert "Set up:" in set_up(nodes[0], nodes[0].directory / "set-up", nodes[0].directory)
+
+
+@pytest.mark.slow
+@pytest.mark.server
+def test_another_node_takes_over(nodes: list[Server]) -> None:
+    """Where the active node steps down, another one serves: all nodes have one audit device, the same."""
+
+    def active() -> Server | None:
+        return next((each for each in nodes if each.status() == 200), None)
+
+    def voters() -> bool:
+        found = nodes[0].admin.adapter.get("/v1/sys/storage/raft/configuration")
+        return all(each["voter"] for each in found["data"]["config"]["servers"])
+
+    wait_for("three voters", voters)
+    before = wait_for("an active node", active)
+    before.admin.sys.step_down()
+    wait_for("another active node", lambda: active() not in (None, before))
 
 
 def hcl(text: str) -> dict[str, Any]:

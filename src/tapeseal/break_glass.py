@@ -172,8 +172,10 @@ class Request:
     def check(self, package: Package) -> None:
         """Raise AccessDeniedError unless the request is for this package, and not too old."""
         if self.package != package.id or self.drill != package.drill or self.name != package.name:
+            kind = "a drill" if self.drill else "no drill"
             raise AccessDeniedError(
-                f"the request is for another package ({self.name}) than {package.path}"
+                f"the request is for another package than {package.path}: for {self.name}, {kind}, "
+                "or it was sealed anew since"
             )
         if datetime.now(UTC) >= datetime.fromisoformat(self.expires):
             raise AccessDeniedError(

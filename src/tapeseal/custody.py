@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 import secrets
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -39,6 +40,7 @@ _ROOM: Final = 1 << 16
 _MAX_SHARE: Final = 1 << 20
 # A storage or an HSM may take long, and an answer that nobody waits for is lost.
 _INIT_SECONDS: Final = 60.0
+_JOIN_SECONDS: Final = 10.0
 
 
 class Initialised(NamedTuple):
@@ -269,7 +271,17 @@ def unseal(session: VaultSession, share: StrPath, keyring: Keyring) -> SealStatu
                 f"Vault does not unseal: {error}. One of the shares that it was given is of another "
                 "Vault, or was given twice; it starts over, and all of them have to be given again"
             ) from None
-        return seal_status(session)
+        return _settled(session)
+
+
+def _settled(session: VaultSession) -> SealStatus:
+    """Return where a Vault stands after a share; one that has all of them may have to join a cluster first."""
+    end = time.monotonic() + _JOIN_SECONDS
+    while True:
+        status = seal_status(session)
+        if not status.sealed or status.progress or time.monotonic() >= end:
+            return status
+        time.sleep(0.1)
 
 
 def _ask(

@@ -217,7 +217,7 @@ class ReportBuilder:
         self._actions: dict[str, list[int]] = {}
         self._local: dict[str, tuple[str, int, int]] = {}
         self._rhythm: dict[str, _Rhythm] = {}
-        self._back: set[str] = set()
+        self._revoked: set[str] = set()
         self._rotated: dict[str, tuple[str, str | None]] = {}
 
     def add(self, line: bytes) -> None:
@@ -282,12 +282,14 @@ class ReportBuilder:
         rhythm.add(time, subject, day, (weekday > 4, hour))
 
     def _rotation(self, entry: Mapping[str, Any]) -> None:
-        """Note the end of a rotation that was not rolled back."""
+        """Note the end of a rotation that went through: one that ended the old credential, and so cannot go back."""
         rotation = str(entry["details"].get("rotation", ""))
         step = entry["action"].removeprefix("rotation.")
-        if step in ("restore", "discard"):
-            self._back.add(rotation)
-        elif step == "clean" and entry["result"] == "done" and rotation not in self._back:
+        if entry["result"] != "done":
+            return
+        if step == "revoke":
+            self._revoked.add(rotation)
+        elif step == "clean" and rotation in self._revoked:
             version = entry.get("version")
             known = None if version is None else str(version)
             self._rotated[entry["subject"]] = (entry["time"], known)

@@ -157,7 +157,10 @@ def _main(arguments: Sequence[str] | None) -> int:
 def _audited_main(arguments: Sequence[str] | None, names: Sequence[str]) -> int:
     """Run the command, and have it recorded: its name alone, for an argument may be anything."""
     with audit.operation("command.run", " ".join(["tapeseal", *names])) as entry:
-        code = _main(arguments)
+        try:
+            code = _main(arguments)
+        except _ReaderGoneError:
+            code = failures.BROKEN_PIPE
         if code:
             entry.result = f"exit {code}"
         return code

@@ -502,7 +502,7 @@ def _show_report(made: "Report") -> None:
             shown.add_column(
                 column.lstrip("#"),
                 justify="right" if column.startswith("#") else "left",
-                no_wrap=column not in ("What", "How", "Problem", "Key or secret"),
+                no_wrap=column.startswith("#") or column in ("Last", "Due", "Last used"),
                 overflow="fold",
             )
         for number, row in enumerate(rows):

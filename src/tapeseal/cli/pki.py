@@ -1,5 +1,6 @@
 """tapeseal vault pki: certificates of a PKI engine."""
 
+import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from tapeseal.vault.reload import Reload
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_SERIAL = re.compile(r"[0-9A-Fa-f]{2}([:-]?[0-9A-Fa-f]{2})*")
 
 _mount = click.option(
     "--mount", metavar="PATH", default="pki", show_default=True, help="The path of the engine."
@@ -336,7 +339,7 @@ def _report(renewal: "Renewal", as_json: bool) -> None:
 @_mount
 @options.as_json
 def revoke(certificates: tuple[str, ...], mount: str, as_json: bool) -> int:
-    """Revoke each CERTIFICATE: a file in PEM, or a serial number as `list` shows it."""
+    """Revoke each CERTIFICATE: a file in PEM, or a serial number as `list` or openssl shows it."""
     from cryptography import x509
 
     from tapeseal.vault import VaultSession
@@ -346,10 +349,11 @@ def revoke(certificates: tuple[str, ...], mount: str, as_json: bool) -> int:
         engine = Pki(session, mount)
 
         def one(name: str) -> None:
-            if Path(name).exists():
+            if Path(name).exists() or not _SERIAL.fullmatch(name):
                 done = engine.revoke(x509.load_pem_x509_certificate(Path(name).read_bytes()))
             else:
-                done = engine.revoke(name)
+                digits = name.replace(":", "").replace("-", "")
+                done = engine.revoke(":".join(re.findall("..", digits)))
             if as_json:
                 output.as_json(
                     {"certificate": name, "serial": done.serial, "revoked": done.time.isoformat(),

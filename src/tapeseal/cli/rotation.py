@@ -1,6 +1,7 @@
 """tapeseal rotate: plan, run, serve, status, rollback, acknowledge."""
 
 import contextlib
+import itertools
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -176,11 +177,14 @@ def _show_events(found: "list[Status]", journal: "Journal") -> None:
             continue
         reason = f", an emergency: {each.record.reason}" if each.record.emergency else ""
         output.line()
-        output.line(f"rotation {each.record.id} of {each.secret.name}{reason}")
-        for at, step, event, detail in journal.events(each.record.id):
-            output.line(
-                f"  {_time(datetime.fromtimestamp(at, UTC), True)}  {step} {event}  {detail}".rstrip()
-            )
+        version = each.record.facts.get("version")
+        to = "" if version is None else f" to version {version}"
+        output.line(f"rotation {each.record.id} of {each.secret.name}{to}{reason}")
+        events = journal.events(each.record.id)
+        for what, group in itertools.groupby(events, key=lambda event: event[1:]):
+            times = [_time(datetime.fromtimestamp(at, UTC), True) for at, *_ in group]
+            more = f" ({len(times)} times, until {times[-1]})" if len(times) > 1 else ""
+            output.line(f"  {times[0]}  {' '.join(what[:2])}{more}  {what[2]}".rstrip())
 
 
 def _plan_row(each: "Status", now: datetime) -> list[str]:
@@ -249,6 +253,7 @@ def _status_json(each: "Status", journal: "Journal | None") -> dict[str, Any]:
             "id": record.id,
             "state": record.state,
             "step": record.step,
+            "version": record.facts.get("version"),
             "emergency": record.emergency,
             "started": _iso(datetime.fromtimestamp(record.started, UTC)),
             "waiting": record.waiting if record.open else [],
@@ -331,7 +336,7 @@ def run(
 
     --compromised rotates whatever the hour: it heeds no window, waits for no consumer, and ends the old secret at once.
 
-    While a daemon has the journal it is given the names, and does the rest.
+    While a daemon has the journal it is given the names, and does the rest; --wait looks on.
     """
     chosen = [bool(names), due, bool(compromised)]
     if sum(chosen) != 1:
@@ -350,12 +355,15 @@ def run(
                 raise click.UsageError(str(error)) from None
             names = tuple(compromise.secrets(engine.plan))
             reason = f"compromised: {compromise}"
+            if not names:
+                failures.say(f"no secret of {path} has to do with {compromise}", "error")
+                code = failures.UNAVAILABLE
         for name in names:
             if name not in engine.plan.secrets:
                 raise click.UsageError(f"there is no secret {name!r} in {path}")
         if dry_run:
-            code = _dry_run(engine, names, reason, as_json)
-        else:
+            code = failures.worst([code, _dry_run(engine, names, reason, as_json)])
+        elif names or due:
             code = _rotate(engine, names, due, reason, take_over, wait, as_json)
         if compromised:
             # After the rotation: reading thousands of tapes takes time that it has not.
@@ -397,34 +405,74 @@ def _rotate(
         failures.say(
             f"{output.counted(len(names), 'secrets')} rotated at once, whatever their windows"
         )
+    last: dict[str, Outcome] = {}
     try:
         with engine:
             if take_over:
                 return _report((engine.take_over(name) for name in names), as_json)
-            if due:
-                code = _report(engine.run_due(), as_json)
-            else:
-                code = _report(
-                    engine.rotate(names, reason=reason), as_json, held_code=failures.UNAVAILABLE
-                )
+            held_code = failures.OK if due else failures.UNAVAILABLE
+            found = engine.run_due() if due else engine.rotate(names, reason=reason)
+            code = _report(_noted(found, last), as_json, held_code)
             if wait is not None:
-                code = _wait(engine, names, wait, code, as_json)
+                _wait(engine, names, wait, last, as_json)
+                code = failures.worst(_code(each, held_code) for each in last.values())
             return code
     except BlockingIOError:
         if due or take_over:
             raise
+    asked = time.time()
     for name in names:
-        engine.journal.ask(EMERGENCY if reason else ROTATE, name, reason, time.time())
+        engine.journal.ask(EMERGENCY if reason else ROTATE, name, reason, asked)
         if as_json:
             output.as_json({"secret": name, "state": "asked"})
         else:
             output.line(f"{name}: the runner that has the journal was asked")
-    return failures.OK
+    return failures.OK if wait is None else _wait_for_runner(engine, names, wait, asked, as_json)
 
 
-def _wait(engine: "Engine", names: Sequence[str], wait: timedelta, code: int, as_json: bool) -> int:
-    """Go on with what is open until it ends or the time is over."""
+def _wait_for_runner(
+    engine: "Engine", names: Sequence[str], wait: timedelta, asked: float, as_json: bool
+) -> int:
+    """Look on until the runner that was asked has done it or the time is over; show what became of each."""
+    from tapeseal.rotation.engine import Outcome
+
     end = time.monotonic() + wait.total_seconds()
+    while True:
+        waiting = {each.secret for each in engine.journal.requests()}
+        records = engine.journal.records()
+        left = [
+            name for name in names if name in waiting or (name in records and records[name].open)
+        ]
+        if not left or time.monotonic() >= end:
+            break
+        time.sleep(0.2)
+    found = []
+    for name in names:
+        record = records.get(name)
+        if record is not None and (record.open or record.updated >= asked):
+            found.append(Outcome(name, record.state, record, error=record.error))
+        else:
+            text = "the runner has not begun: its window may be closed, or its pair busy"
+            found.append(Outcome(name, "failed", error=text))
+    return _report(found, as_json)
+
+
+def _noted(outcomes: "Iterable[Outcome]", last: "dict[str, Outcome]") -> "Iterator[Outcome]":
+    for each in outcomes:
+        last[each.secret] = each
+        yield each
+
+
+def _wait(
+    engine: "Engine",
+    names: Sequence[str],
+    wait: timedelta,
+    last: "dict[str, Outcome]",
+    as_json: bool,
+) -> None:
+    """Go on with what is open until it ends or the time is over; note and show what became of each."""
+    end = time.monotonic() + wait.total_seconds()
+    still: dict[str, Outcome] = {}
     while time.monotonic() < end:
         records = engine.journal.records(open_only=True)
         left = [
@@ -433,21 +481,20 @@ def _wait(engine: "Engine", names: Sequence[str], wait: timedelta, code: int, as
         if not left:
             break
         time.sleep(min(1.0, max(end - time.monotonic(), 0.0)))
-        code = _report(
-            (each for each in engine.rotate(left) if not (each.record and each.record.open)),
-            as_json,
-        )
-    return code
+        still = {}
+        for each in _noted(engine.rotate(left), last):
+            if each.record is not None and each.record.open:
+                still[each.secret] = each
+            else:
+                _report([each], as_json)
+    _report(still.values(), as_json)
 
 
 def _report(outcomes: "Iterable[Outcome]", as_json: bool, held_code: int = failures.OK) -> int:
     codes = []
     for each in outcomes:
         record = each.record
-        if each.alarm:
-            codes.append(failures.UNAVAILABLE)
-        elif each.state == "held":
-            codes.append(held_code)
+        codes.append(_code(each, held_code))
         version = record.facts.get("version") if record is not None else None
         problem = each.error or (record.alarm if record is not None else "")
         if as_json:
@@ -475,6 +522,12 @@ def _report(outcomes: "Iterable[Outcome]", as_json: bool, held_code: int = failu
             text = f"finished, version {version}"
         output.line(f"{each.secret}: {text}{f': {problem}' if problem else ''}")
     return failures.worst(codes)
+
+
+def _code(outcome: "Outcome", held_code: int = failures.OK) -> int:
+    if outcome.alarm:
+        return failures.UNAVAILABLE
+    return held_code if outcome.state == "held" else failures.OK
 
 
 def _held_text(outcome: "Outcome") -> str:

@@ -114,6 +114,8 @@ def unseal(share: str, keyring: str, as_json: bool) -> None:
 def _report(address: str, status: "SealStatus", as_json: bool) -> None:
     if as_json:
         output.as_json({"address": address, **status._asdict()})
+    elif status.sealed and not status.progress:
+        output.line(f"{address}: sealed yet, and has all shares: a new node joins the others first")
     elif status.sealed:
         output.line(f"{address}: sealed yet, {status.progress} of {status.threshold} shares given")
     else:

@@ -89,10 +89,12 @@ def _meets(secret: PlannedSecret, clue: str, pattern: str) -> bool:
         case "consumer":
             texts = secret.consumers
         case "host":
-            texts = [
+            found = [
                 *secret.consumers,
                 *(word for text in _texts(secret) for word in _WORD.findall(text)),
             ]
+            # gw7 is gw7.example too; what an address begins with is no name.
+            texts = {*found, *(each.partition(".")[0] for each in found if not each[0].isdigit())}
         case _:
             texts = _texts(secret)
     return any(fnmatch.fnmatchcase(text, pattern) for text in texts)

@@ -203,9 +203,9 @@ class Engine:
                     f"{name}: the old secret is revoked, or about to be, so there is no way back: rotate it again"
                 )
             record.state, record.step, record.held = journal.ROLLING_BACK, "restore", None
-            record.error = "rolled back by command"
+            record.error = journal.BY_COMMAND
             self.journal.write(record, "command", step="restore", now=self._seconds())
-        return self._go_on(self.plan.secrets[name])
+        return self._work(self.plan.secrets[name], record)
 
     def take_over(self, name: str) -> Outcome:
         """Go on with a rotation whose journal is lost, from its claim in Vault.
@@ -403,23 +403,31 @@ class Engine:
     def _go_on(self, secret: PlannedSecret) -> Outcome:
         record = self.journal.last(secret.name)
         if record is None or not record.open:
-            begun = self._begin(secret)
-            if isinstance(begun, Outcome):
-                return begun
-            record = begun
-        return self._work(secret, record)
+            return self._anew(secret)
+        outcome = self._work(secret, record)
+        if outcome.state in journal.OPEN_STATES or not self._came_in_between(record):
+            return outcome
+        return self._anew(secret, record.reason)
+
+    def _anew(self, secret: PlannedSecret, reason: str = "") -> Outcome:
+        begun = self._begin(secret, reason)
+        return begun if isinstance(begun, Outcome) else self._work(secret, begun)
 
     def _at_once(self, secret: PlannedSecret, reason: str) -> Outcome:
         record = self.journal.last(secret.name)
-        if record is not None and record.open:
-            # Whoever has the old credential may have the new one too: it is rotated once more.
-            record.emergency, record.reason = True, reason
-            self.journal.write(record, "emergency", step=record.step, now=self._seconds())
-            outcome = self._work(secret, record)
-            if record.open:
-                return outcome
-        begun = self._begin(secret, reason)
-        return begun if isinstance(begun, Outcome) else self._work(secret, begun)
+        if record is None or not record.open:
+            return self._anew(secret, reason)
+        record.emergency, record.reason = True, reason
+        self.journal.write(record, "emergency", step=record.step, now=self._seconds())
+        return self._go_on(secret)
+
+    def _came_in_between(self, record: Record) -> bool:
+        """Whether an emergency was reported while a rotation was open.
+
+        Whoever has the old credential may have the new one too, so the secret is rotated once more after it: by
+        whichever run comes to its end.
+        """
+        return any(event == "emergency" for _, _, event, _ in self.journal.events(record.id))
 
     def _begin(self, secret: PlannedSecret, reason: str = "") -> Record | Outcome:
         with self._begin_lock:

@@ -31,6 +31,9 @@ FINISHED: Final = "finished"
 ROLLED_BACK: Final = "rolled back"
 OPEN_STATES: Final = (RUNNING, WAITING, MONITORING, ROLLING_BACK)
 
+BY_COMMAND: Final = "rolled back by command"
+"""The error of a rotation that somebody had rolled back."""
+
 ROTATE: Final = "rotate"
 EMERGENCY: Final = "emergency"
 ROLLBACK: Final = "rollback"

@@ -144,12 +144,12 @@ def _texts(values: Any) -> bool:
 def _shown(value: Any) -> str:
     """Name a wrong value by its type, for somebody may have put a secret where it does not belong."""
     names = {
-        str: "this text",
+        str: "this text" if value else "an empty one",
         bool: "true or false",
         int: "a number",
         float: "a number with a point",
     }
-    names |= {list: "such a list", dict: "such a table"}
+    names |= {list: "such a list" if value else "an empty one", dict: "such a table"}
     return names.get(type(value), f"a {type(value).__name__}")
 
 

@@ -3,7 +3,15 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from tapeseal.rotation.journal import OPEN_STATES, ROLLED_BACK, Journal, Known, Record, utc
+from tapeseal.rotation.journal import (
+    BY_COMMAND,
+    OPEN_STATES,
+    ROLLED_BACK,
+    Journal,
+    Known,
+    Record,
+    utc,
+)
 from tapeseal.rotation.plan import Plan, PlannedSecret
 from tapeseal.rotation.schedule import Calendars, due
 
@@ -15,7 +23,8 @@ class Status:
     secret: PlannedSecret
     state: str
     """That of its open rotation; otherwise "ok", "due", "overdue" (due for longer than a window makes it wait),
-    "failed" (rolled back, to be tried again), or "unknown": nobody has asked its service yet."""
+    "failed" (rolled back, to be tried again; where somebody had it rolled back only once it is due), or "unknown":
+    nobody has asked its service yet."""
     known: Known
     due: datetime | None
     """None: unknown."""
@@ -69,6 +78,13 @@ def _status(
     begins = calendars.opening(secret.window, earliest, secret.deadline)
     if record is not None and is_open:
         state = record.state
+    elif (
+        known.failures
+        and record is not None
+        and record.state == ROLLED_BACK
+        and record.error != BY_COMMAND
+    ):
+        state = "failed"
     elif when > now:
         state = "ok"
     elif known.failures:

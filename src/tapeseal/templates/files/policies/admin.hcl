@@ -28,8 +28,35 @@ path "sys/leases/revoke-prefix/*" {
 path "auth/token/revoke-accessor" {
   capabilities = ["create", "update"]
 }
+# Whose tokens there are.
+path "auth/token/accessors" {
+  capabilities = ["list", "sudo"]
+}
+path "auth/token/lookup-accessor" {
+  capabilities = ["create", "update"]
+}
+# Somebody who leaves; nothing else of who is who.
+path "identity/entity/name" {
+  capabilities = ["list"]
+}
+path "identity/entity/name/+" {
+  capabilities       = ["read", "update"]
+  allowed_parameters = { "disabled" = [] }
+}
 path "pki/revoke" {
   capabilities = ["create", "update"]
+}
+path "pki/crl/rotate" {
+  capabilities = ["read"]
+}
+path "pki/certs/+" {
+  capabilities = ["list"]
+}
+path "pki/cert/*" {
+  capabilities = ["read"]
+}
+path "ssh/config/ca" {
+  capabilities = ["read"]
 }
 
 # What there is to see.

@@ -66,6 +66,13 @@ path "pki/revoke" {
 path "pki/certs" {
   capabilities = ["list"]
 }
+path "pki/certs/+" {
+  capabilities = ["list"]
+}
+# The CRL anew at once: what is revoked is refused only by who reads it there.
+path "pki/crl/rotate" {
+  capabilities = ["read"]
+}
 path "pki/cert/*" {
   capabilities = ["read"]
 }
