@@ -186,6 +186,21 @@ def test_first_version_goes(stored: Any) -> None:
 
 
 @pytest.mark.server
+def test_revoke_ends_every_version_with_the_old_key(bao: Server, stored: Any) -> None:
+    """Whoever takes the key of any version that is there takes the old one no more, and still that of others."""
+    kind, made, write = stored
+    write(key="another")
+    write(key="old")
+    write(key="old", url="https://x")
+    begin(kind, made)
+    kind.store(made, credential(key=KEY))
+    kind.revoke(made)
+    path = made.secret.options["path"].partition("/")[2]
+    versions = bao.admin.adapter.get(f"/v1/secret/metadata/{path}")["data"]["versions"]
+    assert [False, True, True, False] == [versions[each]["destroyed"] for each in "1234"]
+
+
+@pytest.mark.server
 def test_no_kv_store(bao: Server) -> None:
     """A mount that is not there is an error, not a secret that there is not yet."""
     with pytest.raises(VaultRefusedError, match="no handler for route"):

@@ -232,6 +232,22 @@ def test_failed_verification(scenario: Scenario) -> None:
         assert not scenario.accepts(json.loads(new))
 
 
+@scenarios(
+    [name for name, each in SCENARIOS.items() if each.goes_back and each.stored],
+    fast=["api-key-random"],
+)
+def test_rotation_after_a_rollback(scenario: Scenario) -> None:
+    """The old credential, which a rollback has put back as a version of its own, ends in both of its versions."""
+    before = scenario.current()
+    scenario.trust_only(before)
+    assert "rolled back" == scenario.rotate().state
+    scenario.verify.pop(0)
+    scenario.write_plan(consumers=None)
+    outcome = scenario.rotate()
+    assert ("finished", "") == (outcome.state, outcome.error)
+    scenario.check(old=before)
+
+
 @pytest.mark.parametrize("scenario", ["transit-key"], indirect=True)
 def test_failed_verification_of_transit(scenario: Scenario) -> None:
     """A version of a Transit key cannot be taken back: both open what they made, and the next rotation goes on."""

@@ -14,6 +14,7 @@ from tapeseal.rotation.kinds import Credential, Live, Rotation, Services
 from tapeseal.rotation.kinds.stored import (
     SETTINGS,
     Stored,
+    destroy_calls,
     live_calls,
     old_calls,
     read_text,
@@ -141,7 +142,9 @@ class ApiKey:
                 )
             if key_id is not None:
                 issuer.revoke(key_id)
-        stored.destroy_old(rotation)
+        stored.destroy_old(
+            rotation, _KEY if issuer is None else rotation.secret.options["parts"][0]
+        )
 
     def calls(self, secret: "PlannedSecret") -> list[str]:
         """Name the calls of a rotation."""
@@ -170,7 +173,7 @@ class ApiKey:
             *write_calls(options),
             *old_calls(options),
             *revoke,
-            f"PUT {api_path(options['path'], 'destroy')}",
+            *destroy_calls(options),
         ]
 
 
