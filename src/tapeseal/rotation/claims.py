@@ -43,6 +43,8 @@ class Claim:
         """When it was last written, by the server's clock."""
         self._vault = vault
         self._version = 0
+        self._deleted = 0
+        """The version that somebody deleted, of which the path has kept the number, and the ones before."""
 
     @property
     def known(self) -> bool:
@@ -55,9 +57,9 @@ class Claim:
         Raises:
             RotationError: it is another rotation's.
         """
-        entry = paths.read(self._vault, self.path, secret=("new.*", "old.*"))
-        if entry is None:
-            self._version = 0
+        entry = paths.read_or_version(self._vault, self.path, secret=("new.*", "old.*"))
+        if isinstance(entry, int):
+            self._version, self._deleted = 0, entry
             return False
         new, old = (_credential(entry.data.get(name)) for name in ("new", "old"))
         if entry.data.get("rotation") != self.rotation:
@@ -101,7 +103,7 @@ class Claim:
             data["new"] = self.new
         if self.old is not None:
             data["old"] = self.old
-        before = self._version
+        before = self._version or self._deleted
         written = paths.write(self._vault, self.path, data, after=before)
         if written is None:
             # Ours, if an answer was lost; read() tells.
@@ -122,9 +124,9 @@ class Claim:
                 self.read()
             except RotationError:
                 return
-        if self.known:
+        if self.known or self._deleted:
             paths.delete(self._vault, self.path)
-        self._version = 0
+        self._version = self._deleted = 0
         self.close()
 
     def close(self) -> None:
