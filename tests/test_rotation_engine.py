@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hvac.exceptions import InvalidPath
 
 import rotation_world as world
 from rotation_world import CANARY, Service, write_plan
@@ -27,8 +28,10 @@ from tapeseal.rotation import acknowledge, journal, paths
 from tapeseal.rotation.engine import STEPS, Engine, Outcome
 from tapeseal.rotation.journal import Journal, Record
 from tapeseal.rotation.plan import read_plan
+from tapeseal.rotation.schedule import Calendars
 from tapeseal.rotation.service import REQUESTS_EVERY, Daemon
 from tapeseal.rotation.services import PlanServices
+from tapeseal.rotation.status import statuses
 from tapeseal.vault import Token, VaultSession
 
 pytestmark = pytest.mark.server
@@ -196,6 +199,21 @@ def test_unknown_age_is_no_reason(make: Callable[..., World]) -> None:
     }
     here.service("db").mend("down")
     assert ["db"] == list(here.run_due())
+
+
+def test_look_of_another_process_is_no_news(
+    make: Callable[..., World], at_point: Callable[[str, Callable[[], None]], None]
+) -> None:
+    """What `plan --refresh` has seen before a rotation ended does not make the secret due once more."""
+    here = make("db", more='schedule = "90d"')
+    here.rotate("db")
+    here.later = timedelta(days=91)
+    with Journal(here.plan.state) as other:
+        looking = Engine(here.plan, other, PlanServices(here.vault), now=here.now)
+        at_point("before secrets", lambda: record_of(here.rotate("db")))
+        assert [] == looking.refresh(["db"])
+    assert "2" == here.journal.known()["db"].version
+    assert {} == here.run_due()
 
 
 # Consumers
@@ -375,6 +393,28 @@ def test_claim_that_somebody_deletes(
     paths.delete(here.vault, f"{here.plan.staging}/db")
     assert state == here.rotate("db").state
     assert 1 == len(here.service("db").alive())
+    here.check("db")
+
+
+def test_claim_that_somebody_deletes_softly(
+    make: Callable[..., World], at_point: Callable[[str, Callable[[], None]], None]
+) -> None:
+    """A deleted version of a claim, which could be undeleted, is in nobody's way, and goes with the others."""
+    here = make("db")
+    here.rotate("db")
+    with here.engine() as engine:
+        at_point("after deploy begin", engine.stop.set)
+        list(engine.rotate(["db"]))
+    claim = f"{here.plan.staging}/db"
+    here.vault.request("DELETE", paths.api_path(claim, "data"))
+    assert "rolled back" == here.rotate("db").state
+    with pytest.raises(InvalidPath):
+        here.vault.request("GET", paths.api_path(claim, "metadata"))
+    paths.write(here.vault, claim, {"rotation": "of a lost host"}, after=0)
+    here.vault.request("DELETE", paths.api_path(claim, "data"))
+    assert ("finished", "") == ((outcome := here.rotate("db")).state, outcome.error)
+    with pytest.raises(InvalidPath):
+        here.vault.request("GET", paths.api_path(claim, "metadata"))
     here.check("db")
 
 
@@ -596,6 +636,94 @@ def test_emergency_rotates_what_is_open_once_more(make: Callable[..., World]) ->
     assert waiting.id != record_of(outcome).id
     assert [] == [each for each in here.service("db").alive() if each.startswith(waiting.id)]
     here.check("db")
+
+
+def test_emergency_that_does_not_end_at_once(make: Callable[..., World]) -> None:
+    """A rotation that was open in an emergency is followed by another one too where it ends in a later run."""
+    here = make("db", more='consumers = ["recorder"]')
+    here.rotate("db")
+    first = record_of(here.rotate("db"))
+    here.service("db").trouble("revoke-fails")
+    assert "running" == here.rotate("db", reason="compromised: secret=db").state
+    here.service("db").mend("revoke-fails")
+    with here.engine() as engine:
+        assert ["db"] == engine.unfinished()
+        (outcome,) = engine.run_due()
+    assert ("finished", True) == (outcome.state, record_of(outcome).emergency)
+    assert first.id != record_of(outcome).id
+    assert [] == [each for each in here.service("db").alive() if each.startswith(first.id)]
+    here.check("db")
+    assert {} == here.run_due()
+
+
+def test_crash_between_the_two_of_an_emergency(
+    make: Callable[..., World], at_point: Callable[[str, Callable[[], None]], None]
+) -> None:
+    """The second rotation begins with the next run where the first one had just ended."""
+
+    def crash() -> None:
+        raise KeyboardInterrupt
+
+    here = make("db", more='consumers = ["recorder"]')
+    here.rotate("db")
+    first = record_of(here.rotate("db"))
+    at_point("after clean end", crash)
+    with pytest.raises(KeyboardInterrupt):
+        here.rotate("db", reason="compromised: secret=db")
+    assert "finished" == here.run_due()["db"].state
+    assert [] == [each for each in here.service("db").alive() if each.startswith(first.id)]
+    here.check("db")
+
+
+def test_rollback_ends_an_emergency(
+    make: Callable[..., World], at_point: Callable[[str, Callable[[], None]], None]
+) -> None:
+    """Who goes back by command has decided otherwise: no second rotation follows."""
+    here = make("db", more='consumers = ["recorder"]')
+    here.rotate("db")
+    first = here.service("db").alive()
+    here.rotate("db")
+    with here.engine() as engine:
+        at_point("after adopt emergency", engine.stop.set)
+        (outcome,) = engine.rotate(["db"], reason="compromised: secret=db")
+    assert "waiting" == outcome.state
+    with here.engine() as engine:
+        assert "rolled back" == engine.rollback("db").state
+    assert first == here.service("db").alive()
+    assert {} == here.run_due()
+
+
+def test_failed_emergency_is_an_alarm(make: Callable[..., World]) -> None:
+    """A secret that is compromised and stays in use is something to look at, until it is rotated."""
+    here = make("db")
+    here.rotate("db")
+    service = here.service("db")
+    service.trouble("trusted", service.alive()[0])
+
+    def alarm() -> str:
+        (found,) = statuses(here.plan, here.journal, Calendars(here.journal), here.now())
+        return found.alarm
+
+    assert "rolled back" == here.rotate("db", reason="compromised: secret=db").state
+    assert "refused" in alarm()
+    service.mend("trusted")
+    assert "finished" == here.rotate("db", reason="compromised: secret=db").state
+    assert "" == alarm()
+
+
+def test_emergency_is_not_held(make: Callable[..., World]) -> None:
+    """What waited for its window waits for it no more, and is not said to."""
+    now = datetime.now(UTC)
+    hours = window(now, -timedelta(hours=1), timedelta(hours=1))
+    here = make("db", more=f'{hours}\nconsumers = ["recorder"]')
+    here.rotate("db")
+    here.rotate("db")
+    here.acknowledge("db", "recorder", "2")
+    here.later = timedelta(hours=3)
+    assert here.rotate("db").held is not None
+    here.service("db").trouble("revoke-fails")
+    outcome = here.rotate("db", reason="compromised: secret=db")
+    assert ("running", None) == (outcome.state, outcome.held)
 
 
 # Several runners

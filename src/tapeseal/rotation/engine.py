@@ -65,6 +65,9 @@ _REVERSIBLE: Final = {"generate", "store", "deploy", "verify"}
 # What leaves a rotation as it is, to be gone on with: a step of which there is no audit entry counts as not done.
 _LATER: Final = (ServiceUnavailableError, AuditError)
 
+_AGAIN: Final = "again"
+"""The fact of a rotation that it was open in an emergency, and is followed by another one."""
+
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _FIRST_RETRY, _LONGEST_RETRY = timedelta(hours=1), timedelta(days=1)
 _NEWS_EVERY = timedelta(days=1)
@@ -161,8 +164,7 @@ class Engine:
                     error=f"a rotation of it is open ({record.step}), but it is not in the plan any more: put it back",
                 )
         yield from self.refresh()
-        names = [name for name in self.plan.secrets if name in open_records]
-        yield from self._each([*names, *self.due_now()], self._go_on)
+        yield from self._each(dict.fromkeys([*self.unfinished(), *self.due_now()]), self._go_on)
 
     def rotate(self, names: Iterable[str], *, reason: str = "") -> Iterator[Outcome]:
         """Rotate secrets now, if their windows are open; where a rotation is open, go on with it instead.
@@ -203,6 +205,7 @@ class Engine:
                     f"{name}: the old secret is revoked, or about to be, so there is no way back: rotate it again"
                 )
             record.state, record.step, record.held = journal.ROLLING_BACK, "restore", None
+            record.facts.pop(_AGAIN, None)
             record.error = "rolled back by command"
             self.journal.write(record, "command", step="restore", now=self._seconds())
         return self._go_on(self.plan.secrets[name])
@@ -277,8 +280,17 @@ class Engine:
         for _ in self._map([self.plan.secrets[name] for name in names], one):
             pass
         if found:
-            self.journal.note(found)
+            self.journal.note(found, known)
         return failed
+
+    def unfinished(self) -> list[str]:
+        """Return the secrets whose rotations are open, or are to be followed by another one."""
+        records = self.journal.records()
+        return [
+            name
+            for name in self.plan.secrets
+            if (record := records.get(name)) is not None and (record.open or _is_due_again(record))
+        ]
 
     def due_now(self) -> list[str]:
         """Return the secrets that are due and may begin by now, those of the root tier first."""
@@ -402,22 +414,23 @@ class Engine:
 
     def _go_on(self, secret: PlannedSecret) -> Outcome:
         record = self.journal.last(secret.name)
-        if record is None or not record.open:
-            begun = self._begin(secret)
-            if isinstance(begun, Outcome):
-                return begun
-            record = begun
-        return self._work(secret, record)
+        if record is not None and record.open:
+            outcome = self._work(secret, record)
+            if not _is_due_again(record):
+                return outcome
+        reason = record.reason if record is not None and _is_due_again(record) else ""
+        begun = self._begin(secret, reason)
+        return begun if isinstance(begun, Outcome) else self._work(secret, begun)
 
     def _at_once(self, secret: PlannedSecret, reason: str) -> Outcome:
         record = self.journal.last(secret.name)
         if record is not None and record.open:
-            # Whoever has the old credential may have the new one too: it is rotated once more.
-            record.emergency, record.reason = True, reason
+            # Whoever has the old credential may have the new one too: it is rotated once more. That is noted, for
+            # this rotation may not end in this run.
+            record.emergency, record.reason, record.held = True, reason, None
+            record.facts[_AGAIN] = 1
             self.journal.write(record, "emergency", step=record.step, now=self._seconds())
-            outcome = self._work(secret, record)
-            if record.open:
-                return outcome
+            return self._go_on(secret)
         begun = self._begin(secret, reason)
         return begun if isinstance(begun, Outcome) else self._work(secret, begun)
 
@@ -878,6 +891,10 @@ def describe(error: Exception, *credentials: Credential | None) -> str:
         place = f" at {Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"
         trace = trace.tb_next
     return f"{type(error).__name__}{place}"
+
+
+def _is_due_again(record: Record) -> bool:
+    return not record.open and bool(record.facts.get(_AGAIN))
 
 
 def _nothing() -> None:
