@@ -275,6 +275,34 @@ def test_static_role_goes_forward(scenario: Scenario) -> None:
     scenario.check(old=old)
 
 
+@pytest.mark.parametrize("scenario", ["api-key-http"], indirect=True)
+def test_path_that_changes_midway(scenario: Scenario) -> None:
+    """Where the plan names another secret now, nothing of that is ended in the place of the old one."""
+    scenario.token = scenario.server.token
+    old = scenario.current()
+    other = f"{scenario.prefix}/other"
+    key_id, key = scenario.exchange.issue("of somebody else")
+    scenario.admin.adapter.post(
+        f"/v1/secret/data/{other}", json={"data": {"key": key, "id": key_id}}
+    )
+    assert "waiting" == scenario.rotate().state
+    path, scenario.options["path"] = scenario.options["path"], f"secret/{other}"
+    scenario.write_plan(consumers=None)
+    outcome = scenario.rotate()
+    assert "waiting" == outcome.state
+    assert "another path now: put that back" in outcome.error
+    with scenario.engine() as engine:
+        assert "another path" in engine.rollback("desk").error
+    assert scenario.exchange.accepts(key)
+    assert not (scenario.admin.adapter.get(f"/v1/secret/data/{other}"))["data"]["metadata"][
+        "destroyed"
+    ]
+    scenario.options["path"] = path
+    scenario.write_plan(consumers=None)
+    assert "rolled back" == scenario.finish()
+    assert scenario.accepts(old)
+
+
 # What a dry run says
 
 

@@ -16,6 +16,7 @@ Up to `adopt` old and new credential are alive together, and a failure goes back
 
 import concurrent.futures
 import contextlib
+import json
 import logging
 import random
 import secrets as random_secrets
@@ -26,7 +27,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from tapeseal import audit
 from tapeseal.errors import (
@@ -65,6 +66,8 @@ _REVERSIBLE: Final = {"generate", "store", "deploy", "verify"}
 # What leaves a rotation as it is, to be gone on with: a step of which there is no audit entry counts as not done.
 _LATER: Final = (ServiceUnavailableError, AuditError)
 
+_NAMED: Final = "named"
+"""The fact of a rotation by which settings the plan named the secret when it began."""
 _AGAIN: Final = "again"
 """The fact of a rotation that it was open in an emergency, and is followed by another one."""
 
@@ -448,6 +451,7 @@ class Engine:
                 STEPS[0],
                 emergency=bool(reason),
                 reason=reason,
+                facts={_NAMED: json.dumps(_names(secret))},
                 started=now.timestamp(),
             )
             self.journal.begin(record)
@@ -473,6 +477,16 @@ class Engine:
             text = (
                 f"a rotation of it as {record.kind} is open, and the plan says {secret.kind} now: put that back"
                 " until the rotation is over"
+            )
+            return Outcome(secret.name, record.state, record, error=text)
+        named = json.loads(str(record.facts.get(_NAMED, "{}")))
+        if changed := [
+            name for name, value in _names(secret).items() if named.get(name, value) != value
+        ]:
+            # The versions that it has noted would be those of something else.
+            text = (
+                f"a rotation of it is open, and the plan has another {' and '.join(changed)} now: put that back until"
+                " the rotation is over"
             )
             return Outcome(secret.name, record.state, record, error=text)
         with contextlib.closing(_Work(self, secret, record)) as work:
@@ -891,6 +905,15 @@ def describe(error: Exception, *credentials: Credential | None) -> str:
         place = f" at {Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"
         trace = trace.tb_next
     return f"{type(error).__name__}{place}"
+
+
+def _names(secret: PlannedSecret) -> dict[str, Any]:
+    """Return the settings that say which secret is meant."""
+    return {
+        name: value if isinstance(value, list) else str(value)
+        for name, setting in make_kind(secret.kind).settings.items()
+        if setting.names and (value := secret.options[name]) is not None
+    }
 
 
 def _is_due_again(record: Record) -> bool:

@@ -42,6 +42,7 @@ class Setting:
         choices: the texts it may be; empty: any but the empty one.
         least: of a number the least.
         zero: of a duration, whether it may be none at all.
+        names: whether it says which secret is meant: it stays what it is while a rotation is open.
     """
 
     type: type
@@ -49,6 +50,7 @@ class Setting:
     choices: Sequence[str] = ()
     least: int = 0
     zero: bool = False
+    names: bool = False
 
 
 def parse_duration(text: str) -> timedelta:

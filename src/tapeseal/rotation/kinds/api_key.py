@@ -82,8 +82,8 @@ class ApiKey:
 
     settings: ClassVar[Mapping[str, Setting]] = {
         **SETTINGS,
-        "issuer": Setting(str, default="random", choices=tuple(_NEEDED)),
-        "url": Setting(str, default=None),
+        "issuer": Setting(str, default="random", choices=tuple(_NEEDED), names=True),
+        "url": Setting(str, default=None, names=True),
         "ca_file": Setting(Path, default=None),
         "parts": Setting(list, default=[_KEY]),
         "admin": Setting(str, default=None),

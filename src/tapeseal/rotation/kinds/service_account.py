@@ -34,8 +34,8 @@ class ServiceAccount:
 
     settings: ClassVar[Mapping[str, Setting]] = {
         **SETTINGS,
-        "role": Setting(str),
-        "auth_mount": Setting(str, default="approle"),
+        "role": Setting(str, names=True),
+        "auth_mount": Setting(str, default="approle", names=True),
     }
 
     def live(self, secret: "PlannedSecret", services: Services) -> Live | None:

@@ -47,7 +47,7 @@ class SshKey:
         "principals": Setting(list, default=None),
         "ttl": Setting(timedelta, default=timedelta(days=365)),
         "revoked_keys": Setting(Path, default=None),
-        "authorized_keys": Setting(Path, default=None),
+        "authorized_keys": Setting(Path, default=None, names=True),
         "restrictions": Setting(str, default="restrict"),
     }
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 MARK: Final = "rotation"
 """The member that names the rotation that wrote a version."""
 
-SETTINGS: Final[Mapping[str, Setting]] = {"path": Setting(str)}
+SETTINGS: Final[Mapping[str, Setting]] = {"path": Setting(str, names=True)}
 """Where the secret is: MOUNT/PATH, of which the mount is the first part."""
 
 FIRST: Final = "0"

@@ -39,7 +39,7 @@ class TlsCertificate:
 
     settings: ClassVar[Mapping[str, Setting]] = {
         **SETTINGS,
-        "pki_mount": Setting(str, default="pki"),
+        "pki_mount": Setting(str, default="pki", names=True),
         "role": Setting(str),
         "common_name": Setting(str),
         "alt_names": Setting(list, default=[]),
