@@ -18,7 +18,7 @@ from kind_scenarios import SCENARIOS, NthFault, Scenario, make
 from servers.bao import SingleServer, wait_for
 from servers.fault_proxy import FaultProxy
 from support import TESTS
-from tapeseal.rotation import journal
+from tapeseal.rotation import acknowledge, journal
 from tapeseal.rotation.engine import STEPS
 from tapeseal.rotation.journal import OPEN_STATES
 from tapeseal.rotation.kinds import make_kind
@@ -301,6 +301,29 @@ def test_path_that_changes_midway(scenario: Scenario) -> None:
     scenario.write_plan(consumers=None)
     assert "rolled back" == scenario.finish()
     assert scenario.accepts(old)
+
+
+@scenarios(["database-static-role"], fast=["database-static-role"])
+def test_consumer_that_is_faster_than_the_claim(
+    scenario: Scenario, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A password is there before the claim has it: who goes over to it at once need not say so again after a crash."""
+
+    def crash(point: str) -> None:
+        if point == "generated":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(journal, "crash_hook", crash)
+    with pytest.raises(KeyboardInterrupt):
+        scenario.rotate()
+    monkeypatch.undo()
+    role = f"{scenario.mount.name}/static-roles/{scenario.usernames[0]}"
+    version = scenario.admin.adapter.get(f"/v1/{role}")["data"]["last_vault_rotation"]
+    with VaultSession(scenario.server.address, login=Token(scenario.consumer_token)) as vault:
+        consumers = read_plan(scenario.plan_path).consumers
+        acknowledge(vault, "desk", "recorder", version, path=consumers)
+    assert "finished" == scenario.rotate().state
+    scenario.check()
 
 
 # What a dry run says
