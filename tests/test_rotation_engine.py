@@ -827,6 +827,32 @@ def test_daemon_does_an_emergency_first(
     assert records["cache"].updated < verified
 
 
+def test_daemon_outlives_any_plan(
+    make: Callable[..., World], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A plan that cannot be read, for whatever reason, is reported, and what the old one says goes on."""
+    here = make("db")
+    path = here.directory / "rotation.toml"
+    with Daemon(path, services=PlanServices(here.vault), metrics="127.0.0.1:0") as daemon:
+        thread = threading.Thread(target=daemon.run)
+        thread.start()
+        try:
+            wait_for("the first", lambda: (last := here.journal.last("db")) and not last.open)
+
+            def broken(*_: object) -> None:
+                raise ModuleNotFoundError("exchange_calendars")
+
+            monkeypatch.setattr("tapeseal.rotation.service.check_windows", broken)
+            daemon.reload()
+            wait_for("the report", lambda: "the plan stays as it was" in caplog.text)
+            here.journal.ask(journal.ROTATE, "db", "", 0.0)
+            wait_for("the next", lambda: here.journal.known()["db"].version == "2")
+        finally:
+            daemon.stop()
+            thread.join()
+    here.check("db")
+
+
 # Interruptions
 
 

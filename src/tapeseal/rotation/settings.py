@@ -121,7 +121,7 @@ def _value(value: Any, setting: Setting, directory: StrPath) -> Any:
             if duration or setting.zero:
                 return duration
     elif wanted is Path and isinstance(value, str) and value and "\0" not in value:
-        return Path(directory) / Path(value).expanduser()
+        return Path(directory) / expanded(value)
     elif wanted is str and isinstance(value, str) and value:
         if not setting.choices or value in setting.choices:
             return value
@@ -137,6 +137,18 @@ def _value(value: Any, setting: Setting, directory: StrPath) -> Any:
     ):
         return value
     raise ValueError(f"is {_NAMES[wanted]}, not {_shown(value)}")
+
+
+def expanded(path: str) -> Path:
+    """Return a path with the directory for its ~.
+
+    Raises:
+        ValueError: nobody of that name has one.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ValueError("begins with ~ and the name of somebody who is not known here") from None
 
 
 def _texts(values: Any) -> bool:
