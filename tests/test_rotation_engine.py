@@ -521,6 +521,48 @@ def test_errors_hold_no_credential(
     assert CANARY not in str(here.journal.events(record_of(outcome).id))
 
 
+# A clock that was wrong
+
+
+def test_clock_that_was_ahead(make: Callable[..., World]) -> None:
+    """What was rotated, or failed, years ahead is due again by the clock that has been put right."""
+    here = make("db", "cache", more='schedule = "90d"')
+    here.run_due()
+    here.service("db").trouble("trusted", here.service("db").alive()[0])
+    here.later = timedelta(days=4000)
+    assert {"db": "rolled back", "cache": "finished"} == {
+        name: each.state for name, each in here.run_due().items()
+    }
+    here.service("db").mend("trusted")
+    here.later = timedelta()
+    assert {} == here.run_due()
+    here.later = timedelta(days=91)
+    assert {"db", "cache"} == here.run_due().keys()
+
+
+def test_clock_that_was_ahead_midway(make: Callable[..., World]) -> None:
+    """Neither the grace of consumers nor the monitoring lasts for years."""
+    here = make("db", more='consumers = ["recorder"]')
+    path = here.directory / "rotation.toml"
+    path.write_text(path.read_text().replace('monitor = "0s"', 'monitor = "5m"'))
+    here.plan = read_plan(path)
+    assert "finished" == here.rotate("db").state
+    here.later = timedelta(days=4000)
+    assert "waiting" == here.rotate("db").state
+    here.later = timedelta()
+    assert not here.rotate("db").alarm
+    here.later = timedelta(days=2)
+    assert here.rotate("db").alarm
+    here.acknowledge("db", "recorder", "2")
+    here.later = timedelta(days=4000)
+    assert "monitoring" == here.rotate("db").state
+    here.later = timedelta()
+    assert "monitoring" == here.rotate("db").state
+    here.later = timedelta(minutes=10)
+    assert "finished" == here.rotate("db").state
+    here.check("db")
+
+
 # Windows and pairs
 
 

@@ -260,7 +260,9 @@ class Engine:
             names = [
                 name
                 for name in self.plan.secrets
-                if (seen := known.get(name, Known()).seen) is None or now - seen >= _NEWS_EVERY
+                # What was seen in the future was seen by a clock that has been put right since.
+                if (seen := known.get(name, Known()).seen) is None
+                or not timedelta() <= now - seen < _NEWS_EVERY
                 if now >= self._unknown_until.get(name, now)
             ]
         else:
@@ -305,7 +307,7 @@ class Engine:
             if name in open_names or each is None or each.seen is None:
                 continue  # What could not be asked is not rotated on a guess.
             when = due(each.made, each.expires, secret.schedule, secret.before, now=now)
-            if when > now or (each.retry is not None and each.retry > now):
+            if when > now or (each.retry is not None and now < each.retry <= now + _LONGEST_RETRY):
                 continue
             if self.calendars.is_open(secret.window, now, secret.deadline):
                 found.append((TIERS.index(secret.tier), when, name))
@@ -782,8 +784,13 @@ class _Work:
                 since,
                 path=self.engine.plan.consumers,
             )
-        before = record.waiting, record.alarm, record.state, record.error
+        before = record.waiting, record.alarm, record.state, record.error, record.adopted_by
         record.waiting, record.error = missing, ""
+        if record.adopted_by is not None:
+            # Not later, whatever the clock was then.
+            record.adopted_by = min(
+                record.adopted_by, self.engine._seconds() + secret.grace.total_seconds()
+            )
         if missing:
             record.state = journal.WAITING
             if record.adopted_by is not None and self.engine._seconds() >= record.adopted_by:
@@ -792,7 +799,8 @@ class _Work:
                 )
         else:
             record.alarm = ""
-        if (record.waiting, record.alarm, record.state, record.error) != before and missing:
+        after = record.waiting, record.alarm, record.state, record.error, record.adopted_by
+        if after != before and missing:
             self._write("wait", "adopt", ", ".join(missing))
         return not missing
 
@@ -830,8 +838,10 @@ class _Work:
                 break
             time.sleep(pause)
         now = self.engine._seconds()
+        before = record.state, record.alarm, record.error, record.revoked
+        if record.revoked is not None:
+            record.revoked = min(record.revoked, now)
         over = record.revoked is None or now >= record.revoked + self.secret.monitor.total_seconds()
-        before = record.state, record.alarm, record.error
         if not problem:
             record.alarm = ""
             if over or record.emergency:
@@ -839,7 +849,7 @@ class _Work:
         record.state, record.error = journal.MONITORING, problem
         if problem and over:
             self._alarm(problem)
-        if (record.state, record.alarm, record.error) != before:
+        if (record.state, record.alarm, record.error, record.revoked) != before:
             self._write("wait", "monitor", problem)
         return False
 
@@ -939,6 +949,9 @@ def _seen(before: Known, live: Live | None, now: datetime) -> Known:
     made = live.made or before.made
     if made is not None and before.made is not None and live.version == before.version:
         made = max(made, before.made)
+    if made is not None and made > now:
+        # By a clock that has been put right since.
+        made = min(live.made or now, now)
     return replace(before, version=live.version, made=made, expires=live.expires, seen=now)
 
 
