@@ -246,6 +246,31 @@ def test_interrupted_issue(issued: Any) -> None:
 
 
 @pytest.mark.server
+@pytest.mark.parametrize("is_listed", [True, False])
+def test_late_issue(issued: Any, is_listed: bool) -> None:
+    """A key that is issued late, after another try, is ended too, unless the new one is not to be told from it."""
+    kind, made, exchange = issued
+    first, _ = exchange.issue("before")
+    theirs, _ = exchange.issue("of somebody else")
+    begin(kind, made)
+    kind.store(made, credential(key=KEY, id=str(first)))
+    made.id = "fedcba9876543210"
+    begin(kind, made)
+    exchange.fail("POST /keys", "before")
+    with pytest.raises(ServiceUnavailableError):
+        kind.generate(made)
+    new = exposed(kind.generate(made))
+    assert new is not None
+    late, _ = exchange.issue(made.id)
+    kind.store(made, credential(**new))
+    if not is_listed:
+        made.facts["key_id"] = "00" + new["id"]
+    kind.revoke(made)
+    kept = {theirs, int(new["id"])} | (set() if is_listed else {late})
+    assert kept == set(exchange.alive)
+
+
+@pytest.mark.server
 def test_admin_is_refused(issued: Any) -> None:
     """An administrator's key that the exchange refuses is named by its path, and not shown."""
     kind, made, exchange = issued
