@@ -817,6 +817,28 @@ def test_take_over_of_a_lost_journal(make: Callable[..., World]) -> None:
         engine.take_over("db")
 
 
+def test_take_over_of_a_way_back(
+    make: Callable[..., World], at_point: Callable[[str, Callable[[], None]], None]
+) -> None:
+    """What was ended by a host that is lost is not deployed by the one that takes over."""
+    here = make("db", more='consumers = ["recorder"]')
+    here.rotate("db")
+    first = here.service("db").alive()
+    here.rotate("db")
+    with here.engine() as engine:
+        at_point("after discard end", engine.stop.set)
+        assert "rolling back" == engine.rollback("db").state
+    here.journal.close()
+    here.journal = Journal(here.directory / "other.db")
+    with here.engine() as engine:
+        outcome = engine.take_over("db")
+    assert "rolled back" == outcome.state
+    events = here.journal.events(record_of(outcome).id)
+    assert not [each for each in events if each[1:3] == ("deploy", "end")]
+    assert first == here.service("db").alive()
+    here.check("db")
+
+
 def test_requests_of_others(make: Callable[..., World]) -> None:
     """What other processes ask for is done by the next run of whoever has the journal."""
     here = make("db", "cache", more='consumers = ["recorder"]')
