@@ -27,6 +27,7 @@ from tapeseal.keyrings.local import LocalKeyring
 from tapeseal.rotation import acknowledge, journal, paths
 from tapeseal.rotation.engine import STEPS, Engine, Outcome
 from tapeseal.rotation.journal import Journal, Record
+from tapeseal.rotation.kinds import Live
 from tapeseal.rotation.plan import read_plan
 from tapeseal.rotation.schedule import Calendars
 from tapeseal.rotation.service import REQUESTS_EVERY, Daemon
@@ -815,6 +816,38 @@ def test_take_over_of_a_lost_journal(make: Callable[..., World]) -> None:
         here.check("db")
     with here.engine() as engine, pytest.raises(RotationError, match="nothing at"):
         engine.take_over("db")
+
+
+def test_take_over_at_the_revoke(
+    make: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Version and age come along, also where the old credential is lost and the service tells no age."""
+
+    def lost(*_: object) -> None:
+        raise RotationError("the old credential is lost")
+
+    live = world.Accounts.live
+
+    def ageless(*arguments: Any) -> Live | None:
+        found = live(*arguments)
+        return None if found is None else Live(found.version)
+
+    monkeypatch.setattr(world.Accounts, "old", lost)
+    monkeypatch.setattr(world.Accounts, "live", ageless)
+    here = make("db", more='consumers = ["recorder"]')
+    here.rotate("db")
+    here.rotate("db")
+    here.acknowledge("db", "recorder", "2")
+    here.service("db").trouble("revoke-fails")
+    assert "running" == here.rotate("db").state
+    here.service("db").mend("revoke-fails")
+    here.journal.close()
+    here.journal = Journal(here.directory / "other.db")
+    with here.engine() as engine:
+        outcome = engine.take_over("db")
+    assert ("finished", "2") == (outcome.state, record_of(outcome).facts["version"])
+    assert {} == here.run_due()
+    here.check("db")
 
 
 def test_take_over_of_a_way_back(

@@ -240,6 +240,7 @@ class Engine:
                 step if claim.new is not None else "generate",
                 facts=dict(claim.facts),
                 started=self._seconds(),
+                made=None if claim.since is None else claim.since.timestamp(),
             )
         self.journal.begin(record)
         for each in begun:
@@ -811,7 +812,6 @@ class _Work:
         if claim.old is None and claim.known:
             try:
                 claim.old = dict(self.kind.old(self.rotation))
-                claim.facts = self.record.facts
             except ServiceUnavailableError:
                 raise
             except Exception as error:
@@ -820,6 +820,7 @@ class _Work:
                 logger.warning("%s: %s", self.secret.name, text)
                 self._write("note", "revoke", text)
                 claim.old = {}
+            claim.facts = self.record.facts
             try:
                 claim.write()
             except BaseException:
