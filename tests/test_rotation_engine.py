@@ -273,6 +273,27 @@ def test_acknowledgement_of_no_name(make: Callable[..., World], name: str) -> No
         here.acknowledge("db", name, "1")
 
 
+def test_consumer_that_joins_before_the_revoke(make: Callable[..., World]) -> None:
+    """Who came into the plan while the revoke waited for its window is waited for, too."""
+    hours = window(datetime.now(UTC), -timedelta(hours=1), timedelta(hours=1))
+    here = make("db", more=f'{hours}\nconsumers = ["recorder"]')
+    here.rotate("db")
+    here.rotate("db")
+    here.acknowledge("db", "recorder", "2")
+    here.later = timedelta(hours=3)
+    assert ("running", "revoke") == (here.rotate("db").state, record_of(here.rotate("db")).step)
+    path = here.directory / "rotation.toml"
+    path.write_text(path.read_text().replace('["recorder"]', '["recorder", "gateway"]'))
+    here.plan = read_plan(path)
+    here.later = timedelta(days=1)
+    outcome = here.run_due()["db"]
+    assert ("waiting", ["gateway"]) == (outcome.state, record_of(outcome).waiting)
+    assert 2 == len(here.service("db").alive())
+    here.acknowledge("db", "gateway", "2")
+    assert "finished" == here.run_due()["db"].state
+    here.check("db")
+
+
 # Failures and ways back
 
 

@@ -514,6 +514,8 @@ class _Work:
         self.before: Credential | None = None
         """The old credential, for the way back."""
         self.begun = engine.journal.begun(record.id)
+        self.is_adopted = False
+        """Whether this run has seen the consumers on the new credential."""
         self.end = time.monotonic() + secret.deadline.total_seconds()
 
     def close(self) -> None:
@@ -531,6 +533,9 @@ class _Work:
             step = self.record.step
             if self._is_held(step):
                 return
+            if step == "revoke" and step not in self.begun and not self.is_adopted:
+                # The plan may have another consumer since the last run.
+                step = self.record.step = "adopt"
             if step not in self.begun:
                 self._write("begin", step)
                 self.begun.add(step)
@@ -546,6 +551,7 @@ class _Work:
             if not done:
                 return
             self._observe(step, start, True)
+            self.is_adopted |= step == "adopt"
             self._ended(step)
             pauses = 0
 
