@@ -21,6 +21,7 @@ from tapeseal.errors import (
 )
 from tapeseal.keyrings.local import create_key_file
 from tapeseal.rotation.kinds import Kind, Rotation, make_kind
+from tapeseal.vault.pki import Pki
 
 KEY = "c4nary-0f-the-kinds"
 
@@ -312,7 +313,7 @@ def test_old_key_without_id(bao: Server, issued: Any) -> None:
 
 
 @pytest.mark.server
-def test_interrupted_signing(bao: Server) -> None:
+def test_interrupted_signing(bao: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """A certificate whose answer was lost is found by its key and revoked; others of its name are not."""
     mount = f"pki-{os.urandom(4).hex()}"
     post = bao.admin.adapter.post
@@ -348,6 +349,20 @@ def test_interrupted_signing(bao: Server) -> None:
         }.items()
     }
     assert {"theirs": False, "lost": True, "new": False} == revoked
+    # It never came into the claim either, and of the next one the answer is lost.
+    sign, signed = Pki.sign, []
+
+    def sign_in_vain(*arguments: Any, **settings: Any) -> None:
+        signed.append(sign(*arguments, **settings).serial)
+        raise ServiceUnavailableError("the answer is lost")
+
+    monkeypatch.setattr(Pki, "sign", sign_in_vain)
+    with pytest.raises(ServiceUnavailableError):
+        kind.generate(again)
+    kind.discard(again)
+    for serial in (found["serial_number"], *signed):
+        answer = bao.admin.adapter.get(f"/v1/{mount}/cert/{serial}")
+        assert answer["data"]["revocation_time"]
 
 
 # Tapes

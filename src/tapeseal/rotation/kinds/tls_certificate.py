@@ -73,6 +73,8 @@ class TlsCertificate:
 
         options = rotation.secret.options
         self._revoke_own(rotation)
+        # What discard() revokes by it is not the one that is made now.
+        rotation.facts.pop("serial_number", None)
         private_key, key = make_tls_key(options["key_type"])
         try:
             request = make_request(
