@@ -911,6 +911,21 @@ def test_requests_of_others(make: Callable[..., World]) -> None:
     assert [] == here.journal.requests()
 
 
+def test_emergency_of_what_the_daemon_does_not_know(
+    make: Callable[..., World], at_point: Callable[[str, Callable[[], None]], None]
+) -> None:
+    """It is answered first: for as long as it is there every run is cut short, and what was asked is done again."""
+    here = make("db")
+    here.rotate("db")
+    here.journal.ask(journal.ROTATE, "db", "", 0.0)
+    here.journal.ask(journal.EMERGENCY, "new", "compromised: secret=new", 0.0)
+    with here.engine() as engine:
+        at_point("after deploy begin", engine.stop.set)
+        outcomes = {each.secret: each.state for each in engine.run_due()}
+    assert {"db": "running", "new": "failed"} == outcomes
+    assert [journal.ROTATE] == [each.action for each in here.journal.requests()]
+
+
 def test_daemon_does_an_emergency_first(
     make: Callable[..., World], at_point: Callable[[str, Callable[[], None]], None]
 ) -> None:

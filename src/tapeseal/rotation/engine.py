@@ -363,7 +363,10 @@ class Engine:
                 self._answered(group)
         finally:
             self.is_urgent = False
-        for request in self.journal.requests():
+        # Emergencies that are left, of secrets that this plan has not, cut short whatever comes before them.
+        for request in sorted(
+            self.journal.requests(), key=lambda each: each.action != journal.EMERGENCY
+        ):
             if self.stop.is_set():
                 return
             try:
