@@ -21,6 +21,7 @@ from tapeseal.errors import (
 )
 from tapeseal.keyrings.local import create_key_file
 from tapeseal.rotation.kinds import Kind, Rotation, make_kind
+from tapeseal.vault.pki import Pki
 
 KEY = "c4nary-0f-the-kinds"
 
@@ -186,6 +187,21 @@ def test_first_version_goes(stored: Any) -> None:
 
 
 @pytest.mark.server
+def test_revoke_ends_every_version_with_the_old_key(bao: Server, stored: Any) -> None:
+    """Whoever takes the key of any version that is there takes the old one no more, and still that of others."""
+    kind, made, write = stored
+    write(key="another")
+    write(key="old")
+    write(key="old", url="https://x")
+    begin(kind, made)
+    kind.store(made, credential(key=KEY))
+    kind.revoke(made)
+    path = made.secret.options["path"].partition("/")[2]
+    versions = bao.admin.adapter.get(f"/v1/secret/metadata/{path}")["data"]["versions"]
+    assert [False, True, True, False] == [versions[each]["destroyed"] for each in "1234"]
+
+
+@pytest.mark.server
 def test_no_kv_store(bao: Server) -> None:
     """A mount that is not there is an error, not a secret that there is not yet."""
     with pytest.raises(VaultRefusedError, match="no handler for route"):
@@ -231,6 +247,31 @@ def test_interrupted_issue(issued: Any) -> None:
 
 
 @pytest.mark.server
+@pytest.mark.parametrize("is_listed", [True, False])
+def test_late_issue(issued: Any, is_listed: bool) -> None:
+    """A key that is issued late, after another try, is ended too, unless the new one is not to be told from it."""
+    kind, made, exchange = issued
+    first, _ = exchange.issue("before")
+    theirs, _ = exchange.issue("of somebody else")
+    begin(kind, made)
+    kind.store(made, credential(key=KEY, id=str(first)))
+    made.id = "fedcba9876543210"
+    begin(kind, made)
+    exchange.fail("POST /keys", "before")
+    with pytest.raises(ServiceUnavailableError):
+        kind.generate(made)
+    new = exposed(kind.generate(made))
+    assert new is not None
+    late, _ = exchange.issue(made.id)
+    kind.store(made, credential(**new))
+    if not is_listed:
+        made.facts["key_id"] = "00" + new["id"]
+    kind.revoke(made)
+    kept = {theirs, int(new["id"])} | (set() if is_listed else {late})
+    assert kept == set(exchange.alive)
+
+
+@pytest.mark.server
 def test_admin_is_refused(issued: Any) -> None:
     """An administrator's key that the exchange refuses is named by its path, and not shown."""
     kind, made, exchange = issued
@@ -272,7 +313,7 @@ def test_old_key_without_id(bao: Server, issued: Any) -> None:
 
 
 @pytest.mark.server
-def test_interrupted_signing(bao: Server) -> None:
+def test_interrupted_signing(bao: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """A certificate whose answer was lost is found by its key and revoked; others of its name are not."""
     mount = f"pki-{os.urandom(4).hex()}"
     post = bao.admin.adapter.post
@@ -308,6 +349,20 @@ def test_interrupted_signing(bao: Server) -> None:
         }.items()
     }
     assert {"theirs": False, "lost": True, "new": False} == revoked
+    # It never came into the claim either, and of the next one the answer is lost.
+    sign, signed = Pki.sign, []
+
+    def sign_in_vain(*arguments: Any, **settings: Any) -> None:
+        signed.append(sign(*arguments, **settings).serial)
+        raise ServiceUnavailableError("the answer is lost")
+
+    monkeypatch.setattr(Pki, "sign", sign_in_vain)
+    with pytest.raises(ServiceUnavailableError):
+        kind.generate(again)
+    kind.discard(again)
+    for serial in (found["serial_number"], *signed):
+        answer = bao.admin.adapter.get(f"/v1/{mount}/cert/{serial}")
+        assert answer["data"]["revocation_time"]
 
 
 # Tapes

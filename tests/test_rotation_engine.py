@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hvac.exceptions import InvalidPath
 
 import rotation_world as world
 from rotation_world import CANARY, Service, write_plan
@@ -26,9 +27,12 @@ from tapeseal.keyrings.local import LocalKeyring
 from tapeseal.rotation import acknowledge, journal, paths
 from tapeseal.rotation.engine import STEPS, Engine, Outcome
 from tapeseal.rotation.journal import Journal, Record
+from tapeseal.rotation.kinds import Live
 from tapeseal.rotation.plan import read_plan
+from tapeseal.rotation.schedule import Calendars
 from tapeseal.rotation.service import REQUESTS_EVERY, Daemon
 from tapeseal.rotation.services import PlanServices
+from tapeseal.rotation.status import statuses
 from tapeseal.vault import Token, VaultSession
 
 pytestmark = pytest.mark.server
@@ -198,6 +202,21 @@ def test_unknown_age_is_no_reason(make: Callable[..., World]) -> None:
     assert ["db"] == list(here.run_due())
 
 
+def test_look_of_another_process_is_no_news(
+    make: Callable[..., World], at_point: Callable[[str, Callable[[], None]], None]
+) -> None:
+    """What `plan --refresh` has seen before a rotation ended does not make the secret due once more."""
+    here = make("db", more='schedule = "90d"')
+    here.rotate("db")
+    here.later = timedelta(days=91)
+    with Journal(here.plan.state) as other:
+        looking = Engine(here.plan, other, PlanServices(here.vault), now=here.now)
+        at_point("before secrets", lambda: record_of(here.rotate("db")))
+        assert [] == looking.refresh(["db"])
+    assert "2" == here.journal.known()["db"].version
+    assert {} == here.run_due()
+
+
 # Consumers
 
 
@@ -252,6 +271,27 @@ def test_acknowledgement_of_no_name(make: Callable[..., World], name: str) -> No
         here.acknowledge(name, "recorder", "1")
     with pytest.raises(ValueError, match="no name"):
         here.acknowledge("db", name, "1")
+
+
+def test_consumer_that_joins_before_the_revoke(make: Callable[..., World]) -> None:
+    """Who came into the plan while the revoke waited for its window is waited for, too."""
+    hours = window(datetime.now(UTC), -timedelta(hours=1), timedelta(hours=1))
+    here = make("db", more=f'{hours}\nconsumers = ["recorder"]')
+    here.rotate("db")
+    here.rotate("db")
+    here.acknowledge("db", "recorder", "2")
+    here.later = timedelta(hours=3)
+    assert ("running", "revoke") == (here.rotate("db").state, record_of(here.rotate("db")).step)
+    path = here.directory / "rotation.toml"
+    path.write_text(path.read_text().replace('["recorder"]', '["recorder", "gateway"]'))
+    here.plan = read_plan(path)
+    here.later = timedelta(days=1)
+    outcome = here.run_due()["db"]
+    assert ("waiting", ["gateway"]) == (outcome.state, record_of(outcome).waiting)
+    assert 2 == len(here.service("db").alive())
+    here.acknowledge("db", "gateway", "2")
+    assert "finished" == here.run_due()["db"].state
+    here.check("db")
 
 
 # Failures and ways back
@@ -378,6 +418,28 @@ def test_claim_that_somebody_deletes(
     here.check("db")
 
 
+def test_claim_that_somebody_deletes_softly(
+    make: Callable[..., World], at_point: Callable[[str, Callable[[], None]], None]
+) -> None:
+    """A deleted version of a claim, which could be undeleted, is in nobody's way, and goes with the others."""
+    here = make("db")
+    here.rotate("db")
+    with here.engine() as engine:
+        at_point("after deploy begin", engine.stop.set)
+        list(engine.rotate(["db"]))
+    claim = f"{here.plan.staging}/db"
+    here.vault.request("DELETE", paths.api_path(claim, "data"))
+    assert "rolled back" == here.rotate("db").state
+    with pytest.raises(InvalidPath):
+        here.vault.request("GET", paths.api_path(claim, "metadata"))
+    paths.write(here.vault, claim, {"rotation": "of a lost host"}, after=0)
+    here.vault.request("DELETE", paths.api_path(claim, "data"))
+    assert ("finished", "") == ((outcome := here.rotate("db")).state, outcome.error)
+    with pytest.raises(InvalidPath):
+        here.vault.request("GET", paths.api_path(claim, "metadata"))
+    here.check("db")
+
+
 def test_stop_is_no_failed_verification(
     make: Callable[..., World], at_point: Callable[[str, Callable[[], None]], None]
 ) -> None:
@@ -479,6 +541,48 @@ def test_errors_hold_no_credential(
     assert "KeyError at test_rotation_engine.py:" in outcome.error + record_of(outcome).error
     assert CANARY not in caplog.text
     assert CANARY not in str(here.journal.events(record_of(outcome).id))
+
+
+# A clock that was wrong
+
+
+def test_clock_that_was_ahead(make: Callable[..., World]) -> None:
+    """What was rotated, or failed, years ahead is due again by the clock that has been put right."""
+    here = make("db", "cache", more='schedule = "90d"')
+    here.run_due()
+    here.service("db").trouble("trusted", here.service("db").alive()[0])
+    here.later = timedelta(days=4000)
+    assert {"db": "rolled back", "cache": "finished"} == {
+        name: each.state for name, each in here.run_due().items()
+    }
+    here.service("db").mend("trusted")
+    here.later = timedelta()
+    assert {} == here.run_due()
+    here.later = timedelta(days=91)
+    assert {"db", "cache"} == here.run_due().keys()
+
+
+def test_clock_that_was_ahead_midway(make: Callable[..., World]) -> None:
+    """Neither the grace of consumers nor the monitoring lasts for years."""
+    here = make("db", more='consumers = ["recorder"]')
+    path = here.directory / "rotation.toml"
+    path.write_text(path.read_text().replace('monitor = "0s"', 'monitor = "5m"'))
+    here.plan = read_plan(path)
+    assert "finished" == here.rotate("db").state
+    here.later = timedelta(days=4000)
+    assert "waiting" == here.rotate("db").state
+    here.later = timedelta()
+    assert not here.rotate("db").alarm
+    here.later = timedelta(days=2)
+    assert here.rotate("db").alarm
+    here.acknowledge("db", "recorder", "2")
+    here.later = timedelta(days=4000)
+    assert "monitoring" == here.rotate("db").state
+    here.later = timedelta()
+    assert "monitoring" == here.rotate("db").state
+    here.later = timedelta(minutes=10)
+    assert "finished" == here.rotate("db").state
+    here.check("db")
 
 
 # Windows and pairs
@@ -615,6 +719,94 @@ def test_emergency_rotates_what_is_open_once_more(make: Callable[..., World]) ->
     here.check("db")
 
 
+def test_emergency_that_does_not_end_at_once(make: Callable[..., World]) -> None:
+    """A rotation that was open in an emergency is followed by another one too where it ends in a later run."""
+    here = make("db", more='consumers = ["recorder"]')
+    here.rotate("db")
+    first = record_of(here.rotate("db"))
+    here.service("db").trouble("revoke-fails")
+    assert "running" == here.rotate("db", reason="compromised: secret=db").state
+    here.service("db").mend("revoke-fails")
+    with here.engine() as engine:
+        assert ["db"] == engine.unfinished()
+        (outcome,) = engine.run_due()
+    assert ("finished", True) == (outcome.state, record_of(outcome).emergency)
+    assert first.id != record_of(outcome).id
+    assert [] == [each for each in here.service("db").alive() if each.startswith(first.id)]
+    here.check("db")
+    assert {} == here.run_due()
+
+
+def test_crash_between_the_two_of_an_emergency(
+    make: Callable[..., World], at_point: Callable[[str, Callable[[], None]], None]
+) -> None:
+    """The second rotation begins with the next run where the first one had just ended."""
+
+    def crash() -> None:
+        raise KeyboardInterrupt
+
+    here = make("db", more='consumers = ["recorder"]')
+    here.rotate("db")
+    first = record_of(here.rotate("db"))
+    at_point("after clean end", crash)
+    with pytest.raises(KeyboardInterrupt):
+        here.rotate("db", reason="compromised: secret=db")
+    assert "finished" == here.run_due()["db"].state
+    assert [] == [each for each in here.service("db").alive() if each.startswith(first.id)]
+    here.check("db")
+
+
+def test_rollback_ends_an_emergency(
+    make: Callable[..., World], at_point: Callable[[str, Callable[[], None]], None]
+) -> None:
+    """Who goes back by command has decided otherwise: no second rotation follows."""
+    here = make("db", more='consumers = ["recorder"]')
+    here.rotate("db")
+    first = here.service("db").alive()
+    here.rotate("db")
+    with here.engine() as engine:
+        at_point("after adopt emergency", engine.stop.set)
+        (outcome,) = engine.rotate(["db"], reason="compromised: secret=db")
+    assert "waiting" == outcome.state
+    with here.engine() as engine:
+        assert "rolled back" == engine.rollback("db").state
+    assert first == here.service("db").alive()
+    assert {} == here.run_due()
+
+
+def test_failed_emergency_is_an_alarm(make: Callable[..., World]) -> None:
+    """A secret that is compromised and stays in use is something to look at, until it is rotated."""
+    here = make("db")
+    here.rotate("db")
+    service = here.service("db")
+    service.trouble("trusted", service.alive()[0])
+
+    def alarm() -> str:
+        (found,) = statuses(here.plan, here.journal, Calendars(here.journal), here.now())
+        return found.alarm
+
+    assert "rolled back" == here.rotate("db", reason="compromised: secret=db").state
+    assert "refused" in alarm()
+    service.mend("trusted")
+    assert "finished" == here.rotate("db", reason="compromised: secret=db").state
+    assert "" == alarm()
+
+
+def test_emergency_is_not_held(make: Callable[..., World]) -> None:
+    """What waited for its window waits for it no more, and is not said to."""
+    now = datetime.now(UTC)
+    hours = window(now, -timedelta(hours=1), timedelta(hours=1))
+    here = make("db", more=f'{hours}\nconsumers = ["recorder"]')
+    here.rotate("db")
+    here.rotate("db")
+    here.acknowledge("db", "recorder", "2")
+    here.later = timedelta(hours=3)
+    assert here.rotate("db").held is not None
+    here.service("db").trouble("revoke-fails")
+    outcome = here.rotate("db", reason="compromised: secret=db")
+    assert ("running", None) == (outcome.state, outcome.held)
+
+
 # Several runners
 
 
@@ -664,6 +856,60 @@ def test_take_over_of_a_lost_journal(make: Callable[..., World]) -> None:
         engine.take_over("db")
 
 
+def test_take_over_at_the_revoke(
+    make: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Version and age come along, also where the old credential is lost and the service tells no age."""
+
+    def lost(*_: object) -> None:
+        raise RotationError("the old credential is lost")
+
+    live = world.Accounts.live
+
+    def ageless(*arguments: Any) -> Live | None:
+        found = live(*arguments)
+        return None if found is None else Live(found.version)
+
+    monkeypatch.setattr(world.Accounts, "old", lost)
+    monkeypatch.setattr(world.Accounts, "live", ageless)
+    here = make("db", more='consumers = ["recorder"]')
+    here.rotate("db")
+    here.rotate("db")
+    here.acknowledge("db", "recorder", "2")
+    here.service("db").trouble("revoke-fails")
+    assert "running" == here.rotate("db").state
+    here.service("db").mend("revoke-fails")
+    here.journal.close()
+    here.journal = Journal(here.directory / "other.db")
+    with here.engine() as engine:
+        outcome = engine.take_over("db")
+    assert ("finished", "2") == (outcome.state, record_of(outcome).facts["version"])
+    assert {} == here.run_due()
+    here.check("db")
+
+
+def test_take_over_of_a_way_back(
+    make: Callable[..., World], at_point: Callable[[str, Callable[[], None]], None]
+) -> None:
+    """What was ended by a host that is lost is not deployed by the one that takes over."""
+    here = make("db", more='consumers = ["recorder"]')
+    here.rotate("db")
+    first = here.service("db").alive()
+    here.rotate("db")
+    with here.engine() as engine:
+        at_point("after discard end", engine.stop.set)
+        assert "rolling back" == engine.rollback("db").state
+    here.journal.close()
+    here.journal = Journal(here.directory / "other.db")
+    with here.engine() as engine:
+        outcome = engine.take_over("db")
+    assert "rolled back" == outcome.state
+    events = here.journal.events(record_of(outcome).id)
+    assert not [each for each in events if each[1:3] == ("deploy", "end")]
+    assert first == here.service("db").alive()
+    here.check("db")
+
+
 def test_requests_of_others(make: Callable[..., World]) -> None:
     """What other processes ask for is done by the next run of whoever has the journal."""
     here = make("db", "cache", more='consumers = ["recorder"]')
@@ -680,6 +926,21 @@ def test_requests_of_others(make: Callable[..., World]) -> None:
         other.ask(journal.ROLLBACK, "db", "", 0.0)
     assert "rolled back" == here.run_due()["db"].state
     assert [] == here.journal.requests()
+
+
+def test_emergency_of_what_the_daemon_does_not_know(
+    make: Callable[..., World], at_point: Callable[[str, Callable[[], None]], None]
+) -> None:
+    """It is answered first: for as long as it is there every run is cut short, and what was asked is done again."""
+    here = make("db")
+    here.rotate("db")
+    here.journal.ask(journal.ROTATE, "db", "", 0.0)
+    here.journal.ask(journal.EMERGENCY, "new", "compromised: secret=new", 0.0)
+    with here.engine() as engine:
+        at_point("after deploy begin", engine.stop.set)
+        outcomes = {each.secret: each.state for each in engine.run_due()}
+    assert {"db": "running", "new": "failed"} == outcomes
+    assert [journal.ROTATE] == [each.action for each in here.journal.requests()]
 
 
 def test_daemon_does_an_emergency_first(
@@ -714,6 +975,32 @@ def test_daemon_does_an_emergency_first(
         if (step, event) == ("verify", "begin")
     ]
     assert records["cache"].updated < verified
+
+
+def test_daemon_outlives_any_plan(
+    make: Callable[..., World], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A plan that cannot be read, for whatever reason, is reported, and what the old one says goes on."""
+    here = make("db")
+    path = here.directory / "rotation.toml"
+    with Daemon(path, services=PlanServices(here.vault), metrics="127.0.0.1:0") as daemon:
+        thread = threading.Thread(target=daemon.run)
+        thread.start()
+        try:
+            wait_for("the first", lambda: (last := here.journal.last("db")) and not last.open)
+
+            def broken(*_: object) -> None:
+                raise ModuleNotFoundError("exchange_calendars")
+
+            monkeypatch.setattr("tapeseal.rotation.service.check_windows", broken)
+            daemon.reload()
+            wait_for("the report", lambda: "the plan stays as it was" in caplog.text)
+            here.journal.ask(journal.ROTATE, "db", "", 0.0)
+            wait_for("the next", lambda: here.journal.known()["db"].version == "2")
+        finally:
+            daemon.stop()
+            thread.join()
+    here.check("db")
 
 
 # Interruptions

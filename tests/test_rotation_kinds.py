@@ -18,7 +18,7 @@ from kind_scenarios import SCENARIOS, NthFault, Scenario, make
 from servers.bao import SingleServer, wait_for
 from servers.fault_proxy import FaultProxy
 from support import TESTS
-from tapeseal.rotation import journal
+from tapeseal.rotation import acknowledge, journal
 from tapeseal.rotation.engine import STEPS
 from tapeseal.rotation.journal import OPEN_STATES
 from tapeseal.rotation.kinds import make_kind
@@ -232,6 +232,22 @@ def test_failed_verification(scenario: Scenario) -> None:
         assert not scenario.accepts(json.loads(new))
 
 
+@scenarios(
+    [name for name, each in SCENARIOS.items() if each.goes_back and each.stored],
+    fast=["api-key-random"],
+)
+def test_rotation_after_a_rollback(scenario: Scenario) -> None:
+    """The old credential, which a rollback has put back as a version of its own, ends in both of its versions."""
+    before = scenario.current()
+    scenario.trust_only(before)
+    assert "rolled back" == scenario.rotate().state
+    scenario.verify.pop(0)
+    scenario.write_plan(consumers=None)
+    outcome = scenario.rotate()
+    assert ("finished", "") == (outcome.state, outcome.error)
+    scenario.check(old=before)
+
+
 @pytest.mark.parametrize("scenario", ["transit-key"], indirect=True)
 def test_failed_verification_of_transit(scenario: Scenario) -> None:
     """A version of a Transit key cannot be taken back: both open what they made, and the next rotation goes on."""
@@ -257,6 +273,57 @@ def test_static_role_goes_forward(scenario: Scenario) -> None:
     scenario.write_plan(consumers=None)
     assert "finished" == scenario.finish()
     scenario.check(old=old)
+
+
+@pytest.mark.parametrize("scenario", ["api-key-http"], indirect=True)
+def test_path_that_changes_midway(scenario: Scenario) -> None:
+    """Where the plan names another secret now, nothing of that is ended in the place of the old one."""
+    scenario.token = scenario.server.token
+    old = scenario.current()
+    other = f"{scenario.prefix}/other"
+    key_id, key = scenario.exchange.issue("of somebody else")
+    scenario.admin.adapter.post(
+        f"/v1/secret/data/{other}", json={"data": {"key": key, "id": key_id}}
+    )
+    assert "waiting" == scenario.rotate().state
+    path, scenario.options["path"] = scenario.options["path"], f"secret/{other}"
+    scenario.write_plan(consumers=None)
+    outcome = scenario.rotate()
+    assert "waiting" == outcome.state
+    assert "another path now: put that back" in outcome.error
+    with scenario.engine() as engine:
+        assert "another path" in engine.rollback("desk").error
+    assert scenario.exchange.accepts(key)
+    assert not (scenario.admin.adapter.get(f"/v1/secret/data/{other}"))["data"]["metadata"][
+        "destroyed"
+    ]
+    scenario.options["path"] = path
+    scenario.write_plan(consumers=None)
+    assert "rolled back" == scenario.finish()
+    assert scenario.accepts(old)
+
+
+@scenarios(["database-static-role"], fast=["database-static-role"])
+def test_consumer_that_is_faster_than_the_claim(
+    scenario: Scenario, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A password is there before the claim has it: who goes over to it at once need not say so again after a crash."""
+
+    def crash(point: str) -> None:
+        if point == "generated":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(journal, "crash_hook", crash)
+    with pytest.raises(KeyboardInterrupt):
+        scenario.rotate()
+    monkeypatch.undo()
+    role = f"{scenario.mount.name}/static-roles/{scenario.usernames[0]}"
+    version = scenario.admin.adapter.get(f"/v1/{role}")["data"]["last_vault_rotation"]
+    with VaultSession(scenario.server.address, login=Token(scenario.consumer_token)) as vault:
+        consumers = read_plan(scenario.plan_path).consumers
+        acknowledge(vault, "desk", "recorder", version, path=consumers)
+    assert "finished" == scenario.rotate().state
+    scenario.check()
 
 
 # What a dry run says

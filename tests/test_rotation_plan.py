@@ -176,7 +176,23 @@ def test_problem(path: Path, old: str, new: str, said: str) -> None:
     assert [each for each in problems(path, (old, new)) if said in each] != []
 
 
-@pytest.mark.parametrize("text", ["[rotation", "a = 1\na = 2", "\0", "x = 'unfinished"])
+def test_home_of_nobody(path: Path) -> None:
+    """A path in a home directory that there is not is a problem as any other, and is not shown."""
+    assert {
+        "rotation: state begins with ~ and the name of somebody who is not known here",
+        "rotation: one of tapes begins with ~ and the name of somebody who is not known here",
+    } == set(
+        problems(
+            path,
+            ('state = "', 'state = "~hunter2/'),
+            ('tapes = ["', 'tapes = ["~hunter2/'),
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["[rotation", "a = 1\na = 2", "\0", "x = 'unfinished", "x=" + 5000 * "["]
+)
 def test_no_toml(path: Path, text: str) -> None:
     """What is no TOML says where."""
     path.write_text(text)

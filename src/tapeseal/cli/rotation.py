@@ -374,10 +374,8 @@ def run(
 def _dry_run(engine: "Engine", names: Sequence[str], reason: str, as_json: bool) -> int:
     if not names and not reason:
         engine.refresh()
-        names = [*engine.journal.records(open_only=True), *engine.due_now()]
+        names = list(dict.fromkeys([*engine.unfinished(), *engine.due_now()]))
     for name in names:
-        if name not in engine.plan.secrets:
-            continue
         calls = engine.calls(name)
         held = None if reason else engine.held(engine.plan.secrets[name], engine.now())
         if as_json:

@@ -9,7 +9,7 @@ then tried until it is refused. At the end the whole entry is deleted.
 import socket
 from collections.abc import Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from tapeseal.errors import RotationError
 from tapeseal.rotation import paths
@@ -17,6 +17,8 @@ from tapeseal.secret import Secret
 
 if TYPE_CHECKING:
     from tapeseal.vault.session import VaultSession
+
+_SINCE: Final = "since"
 
 Facts = dict[str, str | int | None]
 
@@ -40,9 +42,11 @@ class Claim:
         self.old: dict[str, Secret] | None = None
         """The old credential, from the revoke on."""
         self.since: datetime | None = None
-        """When it was last written, by the server's clock."""
+        """When it was first written, by the server's clock: since then the rotation is on."""
         self._vault = vault
         self._version = 0
+        self._deleted = 0
+        """The version that somebody deleted, of which the path has kept the number, and the ones before."""
 
     @property
     def known(self) -> bool:
@@ -55,9 +59,9 @@ class Claim:
         Raises:
             RotationError: it is another rotation's.
         """
-        entry = paths.read(self._vault, self.path, secret=("new.*", "old.*"))
-        if entry is None:
-            self._version = 0
+        entry = paths.read_or_version(self._vault, self.path, secret=("new.*", "old.*"))
+        if isinstance(entry, int):
+            self._version, self._deleted = 0, entry
             return False
         new, old = (_credential(entry.data.get(name)) for name in ("new", "old"))
         if entry.data.get("rotation") != self.rotation:
@@ -70,7 +74,7 @@ class Claim:
         facts = entry.data.get("facts")
         self.facts = dict(facts) if isinstance(facts, dict) else {}
         self.new, self.old = new, old
-        self.since, self._version = entry.written, entry.version
+        self.since, self._version = _time(entry.data.get(_SINCE)) or entry.written, entry.version
         return True
 
     def take_over(self) -> None:
@@ -97,11 +101,13 @@ class Claim:
             "host": socket.gethostname(),
             "facts": self.facts,
         }
+        if self.since is not None:
+            data[_SINCE] = self.since.isoformat()
         if self.new is not None:
             data["new"] = self.new
         if self.old is not None:
             data["old"] = self.old
-        before = self._version
+        before = self._version or self._deleted
         written = paths.write(self._vault, self.path, data, after=before)
         if written is None:
             # Ours, if an answer was lost; read() tells.
@@ -111,7 +117,7 @@ class Claim:
             if not there or mine._version != before + 1:
                 raise RotationError(f"somebody else has changed {self.path} meanwhile")
             self.since = mine.since
-        else:
+        elif self.since is None:
             self.since = written.written
         self._version = before + 1
 
@@ -122,9 +128,9 @@ class Claim:
                 self.read()
             except RotationError:
                 return
-        if self.known:
+        if self.known or self._deleted:
             paths.delete(self._vault, self.path)
-        self._version = 0
+        self._version = self._deleted = 0
         self.close()
 
     def close(self) -> None:
@@ -137,6 +143,13 @@ def _credential(value: Any) -> dict[str, Secret] | None:
     if not isinstance(value, Mapping):
         return None
     return {name: each for name, each in value.items() if isinstance(each, Secret)}
+
+
+def _time(value: Any) -> datetime | None:
+    try:
+        return datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        return None
 
 
 def _close(*credentials: Mapping[str, Secret] | None) -> None:

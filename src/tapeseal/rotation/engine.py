@@ -16,6 +16,7 @@ Up to `adopt` old and new credential are alive together, and a failure goes back
 
 import concurrent.futures
 import contextlib
+import json
 import logging
 import random
 import secrets as random_secrets
@@ -26,7 +27,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from tapeseal import audit
 from tapeseal.errors import (
@@ -64,6 +65,11 @@ _REVERSIBLE: Final = {"generate", "store", "deploy", "verify"}
 
 # What leaves a rotation as it is, to be gone on with: a step of which there is no audit entry counts as not done.
 _LATER: Final = (ServiceUnavailableError, AuditError)
+
+_NAMED: Final = "named"
+"""The fact of a rotation by which settings the plan named the secret when it began."""
+_AGAIN: Final = "again"
+"""The fact of a rotation that it was open in an emergency, and is followed by another one."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _FIRST_RETRY, _LONGEST_RETRY = timedelta(hours=1), timedelta(days=1)
@@ -161,8 +167,7 @@ class Engine:
                     error=f"a rotation of it is open ({record.step}), but it is not in the plan any more: put it back",
                 )
         yield from self.refresh()
-        names = [name for name in self.plan.secrets if name in open_records]
-        yield from self._each([*names, *self.due_now()], self._go_on)
+        yield from self._each(dict.fromkeys([*self.unfinished(), *self.due_now()]), self._go_on)
 
     def rotate(self, names: Iterable[str], *, reason: str = "") -> Iterator[Outcome]:
         """Rotate secrets now, if their windows are open; where a rotation is open, go on with it instead.
@@ -203,6 +208,7 @@ class Engine:
                     f"{name}: the old secret is revoked, or about to be, so there is no way back: rotate it again"
                 )
             record.state, record.step, record.held = journal.ROLLING_BACK, "restore", None
+            record.facts.pop(_AGAIN, None)
             record.error = journal.BY_COMMAND
             self.journal.write(record, "command", step="restore", now=self._seconds())
         return self._work(self.plan.secrets[name], record)
@@ -234,6 +240,7 @@ class Engine:
                 step if claim.new is not None else "generate",
                 facts=dict(claim.facts),
                 started=self._seconds(),
+                made=None if claim.since is None else claim.since.timestamp(),
             )
         self.journal.begin(record)
         for each in begun:
@@ -254,7 +261,9 @@ class Engine:
             names = [
                 name
                 for name in self.plan.secrets
-                if (seen := known.get(name, Known()).seen) is None or now - seen >= _NEWS_EVERY
+                # What was seen in the future was seen by a clock that has been put right since.
+                if (seen := known.get(name, Known()).seen) is None
+                or not timedelta() <= now - seen < _NEWS_EVERY
                 if now >= self._unknown_until.get(name, now)
             ]
         else:
@@ -277,8 +286,17 @@ class Engine:
         for _ in self._map([self.plan.secrets[name] for name in names], one):
             pass
         if found:
-            self.journal.note(found)
+            self.journal.note(found, known)
         return failed
+
+    def unfinished(self) -> list[str]:
+        """Return the secrets whose rotations are open, or are to be followed by another one."""
+        records = self.journal.records()
+        return [
+            name
+            for name in self.plan.secrets
+            if (record := records.get(name)) is not None and (record.open or _is_due_again(record))
+        ]
 
     def due_now(self) -> list[str]:
         """Return the secrets that are due and may begin by now, those of the root tier first."""
@@ -290,7 +308,7 @@ class Engine:
             if name in open_names or each is None or each.seen is None:
                 continue  # What could not be asked is not rotated on a guess.
             when = due(each.made, each.expires, secret.schedule, secret.before, now=now)
-            if when > now or (each.retry is not None and each.retry > now):
+            if when > now or (each.retry is not None and now < each.retry <= now + _LONGEST_RETRY):
                 continue
             if self.calendars.is_open(secret.window, now, secret.deadline):
                 found.append((TIERS.index(secret.tier), when, name))
@@ -345,7 +363,10 @@ class Engine:
                 self._answered(group)
         finally:
             self.is_urgent = False
-        for request in self.journal.requests():
+        # Emergencies that are left, of secrets that this plan has not, cut short whatever comes before them.
+        for request in sorted(
+            self.journal.requests(), key=lambda each: each.action != journal.EMERGENCY
+        ):
             if self.stop.is_set():
                 return
             try:
@@ -402,32 +423,25 @@ class Engine:
 
     def _go_on(self, secret: PlannedSecret) -> Outcome:
         record = self.journal.last(secret.name)
-        if record is None or not record.open:
-            return self._anew(secret)
-        outcome = self._work(secret, record)
-        if outcome.state in journal.OPEN_STATES or not self._came_in_between(record):
-            return outcome
-        return self._anew(secret, record.reason)
-
-    def _anew(self, secret: PlannedSecret, reason: str = "") -> Outcome:
+        if record is not None and record.open:
+            outcome = self._work(secret, record)
+            if not _is_due_again(record):
+                return outcome
+        reason = record.reason if record is not None and _is_due_again(record) else ""
         begun = self._begin(secret, reason)
         return begun if isinstance(begun, Outcome) else self._work(secret, begun)
 
     def _at_once(self, secret: PlannedSecret, reason: str) -> Outcome:
         record = self.journal.last(secret.name)
-        if record is None or not record.open:
-            return self._anew(secret, reason)
-        record.emergency, record.reason = True, reason
-        self.journal.write(record, "emergency", step=record.step, now=self._seconds())
-        return self._go_on(secret)
-
-    def _came_in_between(self, record: Record) -> bool:
-        """Whether an emergency was reported while a rotation was open.
-
-        Whoever has the old credential may have the new one too, so the secret is rotated once more after it: by
-        whichever run comes to its end.
-        """
-        return any(event == "emergency" for _, _, event, _ in self.journal.events(record.id))
+        if record is not None and record.open:
+            # Whoever has the old credential may have the new one too: it is rotated once more. That is noted, for
+            # this rotation may not end in this run.
+            record.emergency, record.reason, record.held = True, reason, None
+            record.facts[_AGAIN] = 1
+            self.journal.write(record, "emergency", step=record.step, now=self._seconds())
+            return self._go_on(secret)
+        begun = self._begin(secret, reason)
+        return begun if isinstance(begun, Outcome) else self._work(secret, begun)
 
     def _begin(self, secret: PlannedSecret, reason: str = "") -> Record | Outcome:
         with self._begin_lock:
@@ -443,6 +457,7 @@ class Engine:
                 STEPS[0],
                 emergency=bool(reason),
                 reason=reason,
+                facts={_NAMED: json.dumps(_names(secret))},
                 started=now.timestamp(),
             )
             self.journal.begin(record)
@@ -470,6 +485,16 @@ class Engine:
                 " until the rotation is over"
             )
             return Outcome(secret.name, record.state, record, error=text)
+        named = json.loads(str(record.facts.get(_NAMED, "{}")))
+        if changed := [
+            name for name, value in _names(secret).items() if named.get(name, value) != value
+        ]:
+            # The versions that it has noted would be those of something else.
+            text = (
+                f"a rotation of it is open, and the plan has another {' and '.join(changed)} now: put that back until"
+                " the rotation is over"
+            )
+            return Outcome(secret.name, record.state, record, error=text)
         with contextlib.closing(_Work(self, secret, record)) as work:
             work.run()
         return Outcome(secret.name, record.state, record, held=utc(record.held), error=record.error)
@@ -492,6 +517,8 @@ class _Work:
         self.before: Credential | None = None
         """The old credential, for the way back."""
         self.begun = engine.journal.begun(record.id)
+        self.is_adopted = False
+        """Whether this run has seen the consumers on the new credential."""
         self.end = time.monotonic() + secret.deadline.total_seconds()
 
     def close(self) -> None:
@@ -509,6 +536,9 @@ class _Work:
             step = self.record.step
             if self._is_held(step):
                 return
+            if step == "revoke" and step not in self.begun and not self.is_adopted:
+                # The plan may have another consumer since the last run.
+                step = self.record.step = "adopt"
             if step not in self.begun:
                 self._write("begin", step)
                 self.begun.add(step)
@@ -524,6 +554,7 @@ class _Work:
             if not done:
                 return
             self._observe(step, start, True)
+            self.is_adopted |= step == "adopt"
             self._ended(step)
             pauses = 0
 
@@ -763,8 +794,13 @@ class _Work:
                 since,
                 path=self.engine.plan.consumers,
             )
-        before = record.waiting, record.alarm, record.state, record.error
+        before = record.waiting, record.alarm, record.state, record.error, record.adopted_by
         record.waiting, record.error = missing, ""
+        if record.adopted_by is not None:
+            # Not later, whatever the clock was then.
+            record.adopted_by = min(
+                record.adopted_by, self.engine._seconds() + secret.grace.total_seconds()
+            )
         if missing:
             record.state = journal.WAITING
             if record.adopted_by is not None and self.engine._seconds() >= record.adopted_by:
@@ -773,7 +809,8 @@ class _Work:
                 )
         else:
             record.alarm = ""
-        if (record.waiting, record.alarm, record.state, record.error) != before and missing:
+        after = record.waiting, record.alarm, record.state, record.error, record.adopted_by
+        if after != before and missing:
             self._write("wait", "adopt", ", ".join(missing))
         return not missing
 
@@ -784,7 +821,6 @@ class _Work:
         if claim.old is None and claim.known:
             try:
                 claim.old = dict(self.kind.old(self.rotation))
-                claim.facts = self.record.facts
             except ServiceUnavailableError:
                 raise
             except Exception as error:
@@ -793,6 +829,7 @@ class _Work:
                 logger.warning("%s: %s", self.secret.name, text)
                 self._write("note", "revoke", text)
                 claim.old = {}
+            claim.facts = self.record.facts
             try:
                 claim.write()
             except BaseException:
@@ -811,8 +848,10 @@ class _Work:
                 break
             time.sleep(pause)
         now = self.engine._seconds()
+        before = record.state, record.alarm, record.error, record.revoked
+        if record.revoked is not None:
+            record.revoked = min(record.revoked, now)
         over = record.revoked is None or now >= record.revoked + self.secret.monitor.total_seconds()
-        before = record.state, record.alarm, record.error
         if not problem:
             record.alarm = ""
             if over or record.emergency:
@@ -820,7 +859,7 @@ class _Work:
         record.state, record.error = journal.MONITORING, problem
         if problem and over:
             self._alarm(problem)
-        if (record.state, record.alarm, record.error) != before:
+        if (record.state, record.alarm, record.error, record.revoked) != before:
             self._write("wait", "monitor", problem)
         return False
 
@@ -888,6 +927,19 @@ def describe(error: Exception, *credentials: Credential | None) -> str:
     return f"{type(error).__name__}{place}"
 
 
+def _names(secret: PlannedSecret) -> dict[str, Any]:
+    """Return the settings that say which secret is meant."""
+    return {
+        name: value if isinstance(value, list) else str(value)
+        for name, setting in make_kind(secret.kind).settings.items()
+        if setting.names and (value := secret.options[name]) is not None
+    }
+
+
+def _is_due_again(record: Record) -> bool:
+    return not record.open and bool(record.facts.get(_AGAIN))
+
+
 def _nothing() -> None:
     pass
 
@@ -907,6 +959,9 @@ def _seen(before: Known, live: Live | None, now: datetime) -> Known:
     made = live.made or before.made
     if made is not None and before.made is not None and live.version == before.version:
         made = max(made, before.made)
+    if made is not None and made > now:
+        # By a clock that has been put right since.
+        made = min(live.made or now, now)
     return replace(before, version=live.version, made=made, expires=live.expires, seen=now)
 
 

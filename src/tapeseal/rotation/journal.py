@@ -364,10 +364,18 @@ class Journal(Closing):
             for name, version, made, expires, seen, succeeded, failures, retry in rows
         }
 
-    def note(self, secrets: dict[str, Known]) -> None:
-        """Note what was seen of secrets."""
+    def note(self, secrets: dict[str, Known], before: dict[str, Known] | None = None) -> None:
+        """Note what was seen of secrets, but not of those of which more was noted since `before` was read."""
         with self._writing("secrets") as database:
-            _note(database, secrets)
+            now = self.known()
+            _note(
+                database,
+                {
+                    name: each
+                    for name, each in secrets.items()
+                    if before is None or now.get(name) == before.get(name)
+                },
+            )
 
     # Requests
 

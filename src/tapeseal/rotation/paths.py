@@ -27,14 +27,23 @@ def read(vault: "VaultSession", path: str, *, secret: Sequence[str] = ()) -> Ent
         path: MOUNT/PATH; the mount is the first part.
         secret: the members of the data that are secret, as VaultSession.request() has them.
     """
+    found = read_or_version(vault, path, secret=secret)
+    return found if isinstance(found, Entry) else None
+
+
+def read_or_version(vault: "VaultSession", path: str, *, secret: Sequence[str] = ()) -> Entry | int:
+    """Return what stands at a path; for nothing, the number of the version that was deleted there, or 0."""
     from hvac.exceptions import InvalidPath
 
     try:
         answer = vault.request(
             "GET", api_path(path, "data"), secret=[f"data.data.{name}" for name in secret]
         )
-    except InvalidPath:
-        return None
+    except InvalidPath as error:
+        try:
+            return int(error.json["data"]["metadata"]["version"])
+        except (AttributeError, LookupError, TypeError, ValueError):
+            return 0
     try:
         data, metadata = answer["data"]["data"], answer["data"]["metadata"]
         return Entry(

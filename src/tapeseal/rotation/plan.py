@@ -17,6 +17,7 @@ from tapeseal.rotation.schedule import ANY_TIME, SCHEDULES, Calendars, Window, r
 from tapeseal.rotation.settings import (
     Setting,
     duration_text,
+    expanded,
     load_class,
     read_settings,
 )
@@ -136,7 +137,7 @@ def read_plan(path: StrPath) -> Plan:
     try:
         with open(path, "rb") as file:
             document = tomllib.load(file)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise PlanError(name, [f"it is no TOML: {error}"]) from None
     problems: list[str] = []
     directory = Path(name).resolve().parent
@@ -156,6 +157,12 @@ def read_plan(path: StrPath) -> Plan:
             problems.append(
                 f"rotation: {setting} is the path of a KV secret, MOUNT/PATH, not {common[setting]!r}"
             )
+    tapes = []
+    for each in common.get("tapes", ()):
+        try:
+            tapes.append(str(directory / expanded(each)))
+        except ValueError as error:
+            problems.append(f"rotation: one of tapes {error}")
     if "metrics" in common and not _ADDRESS.fullmatch(common["metrics"]):
         problems.append(f"rotation: metrics is HOST:PORT, not {common['metrics']!r}")
     reader = _Reader(directory, problems)
@@ -178,7 +185,7 @@ def read_plan(path: StrPath) -> Plan:
         consumers=common["consumers"],
         parallel=common["parallel"],
         metrics=common["metrics"],
-        tapes=[str(directory / Path(each).expanduser()) for each in common["tapes"]],
+        tapes=tapes,
     )
 
 

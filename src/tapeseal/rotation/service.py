@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, star
 from prometheus_client.core import GaugeMetricFamily
 
 from tapeseal.files import StrPath
-from tapeseal.rotation.engine import Engine, Outcome
+from tapeseal.rotation.engine import Engine, Outcome, describe
 from tapeseal.rotation.journal import EMERGENCY, Journal
 from tapeseal.rotation.plan import Plan, PlannedSecret, check_windows, read_plan
 from tapeseal.rotation.schedule import Calendars
@@ -217,8 +217,10 @@ class Daemon:
     def _read_again(self) -> None:
         try:
             engine = self._make(read_plan(self._path))
-        except (OSError, ValueError) as error:
-            logger.error("the plan stays as it was: %s", error)
+        except Exception as error:
+            # Whatever it is, such as a package that a market needs: the secrets of the old plan are still there.
+            text = error if isinstance(error, OSError | ValueError) else describe(error)
+            logger.error("the plan stays as it was: %s", text)
             return
         if engine.plan.state != self._engine.plan.state:
             logger.error("the plan stays as it was: another state file needs a new start")

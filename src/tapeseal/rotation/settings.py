@@ -42,6 +42,7 @@ class Setting:
         choices: the texts it may be; empty: any but the empty one.
         least: of a number the least.
         zero: of a duration, whether it may be none at all.
+        names: whether it says which secret is meant: it stays what it is while a rotation is open.
     """
 
     type: type
@@ -49,6 +50,7 @@ class Setting:
     choices: Sequence[str] = ()
     least: int = 0
     zero: bool = False
+    names: bool = False
 
 
 def parse_duration(text: str) -> timedelta:
@@ -119,7 +121,7 @@ def _value(value: Any, setting: Setting, directory: StrPath) -> Any:
             if duration or setting.zero:
                 return duration
     elif wanted is Path and isinstance(value, str) and value and "\0" not in value:
-        return Path(directory) / Path(value).expanduser()
+        return Path(directory) / expanded(value)
     elif wanted is str and isinstance(value, str) and value:
         if not setting.choices or value in setting.choices:
             return value
@@ -135,6 +137,18 @@ def _value(value: Any, setting: Setting, directory: StrPath) -> Any:
     ):
         return value
     raise ValueError(f"is {_NAMES[wanted]}, not {_shown(value)}")
+
+
+def expanded(path: str) -> Path:
+    """Return a path with the directory for its ~.
+
+    Raises:
+        ValueError: nobody of that name has one.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ValueError("begins with ~ and the name of somebody who is not known here") from None
 
 
 def _texts(values: Any) -> bool:

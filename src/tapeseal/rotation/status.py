@@ -39,7 +39,9 @@ class Status:
         if self.record is None:
             return ""
         if self.record.state == ROLLED_BACK:
-            return self.record.error if self.state == "failed" else ""
+            # What is compromised is in use still, whether it is due or not.
+            looked_at = self.state == "failed" or self.record.emergency
+            return self.record.error if looked_at else ""
         return self.record.alarm or (self.record.error if self.record.open else "")
 
 

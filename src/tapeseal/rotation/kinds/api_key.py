@@ -14,6 +14,7 @@ from tapeseal.rotation.kinds import Credential, Live, Rotation, Services
 from tapeseal.rotation.kinds.stored import (
     SETTINGS,
     Stored,
+    destroy_calls,
     live_calls,
     old_calls,
     read_text,
@@ -32,6 +33,8 @@ ID: Final = "id"
 """The part of a credential that names the key at its issuer; nothing secret."""
 _KEY: Final = "key"
 _LABEL: Final = "label"
+_NEW_ID: Final = "key_id"
+"""The fact with the ID of the new key."""
 _SIZE: Final = 32
 _SECONDS: Final = 30.0
 
@@ -81,8 +84,8 @@ class ApiKey:
 
     settings: ClassVar[Mapping[str, Setting]] = {
         **SETTINGS,
-        "issuer": Setting(str, default="random", choices=tuple(_NEEDED)),
-        "url": Setting(str, default=None),
+        "issuer": Setting(str, default="random", choices=tuple(_NEEDED), names=True),
+        "url": Setting(str, default=None, names=True),
         "ca_file": Setting(Path, default=None),
         "parts": Setting(list, default=[_KEY]),
         "admin": Setting(str, default=None),
@@ -105,7 +108,9 @@ class ApiKey:
             with closing(SecretBuffer.random(_SIZE)) as key:
                 return {_KEY: Secret(key.to_hex())}
         _revoke_own(issuer, rotation)
-        return issuer.create(rotation.id)
+        made = issuer.create(rotation.id)
+        rotation.facts[_NEW_ID] = made[ID].expose()
+        return made
 
     def store(self, rotation: Rotation, credential: Credential) -> None:
         """Write the next version in KV."""
@@ -139,9 +144,13 @@ class ApiKey:
                     f"version {before} of {stored.name} has no member {ID!r}, so which key of the issuer is to be "
                     "ended is unknown: end it there by hand, and destroy that version"
                 )
+            # A request that was given up may have been done late, when the next one had looked.
+            _revoke_own(issuer, rotation, but=rotation.facts.get(_NEW_ID))
             if key_id is not None:
                 issuer.revoke(key_id)
-        stored.destroy_old(rotation)
+        stored.destroy_old(
+            rotation, _KEY if issuer is None else rotation.secret.options["parts"][0]
+        )
 
     def calls(self, secret: "PlannedSecret") -> list[str]:
         """Name the calls of a rotation."""
@@ -156,13 +165,13 @@ class ApiKey:
         if issuer == "http":
             url, admin = check_url(options["url"]), f"GET {api_path(options['admin'], 'data')}"
             find, create = [admin, f"GET {url}"], [admin, f"POST {url}"]
-            revoke = [*old_calls(options), admin, f"DELETE {url}/…"]
+            revoke = [*old_calls(options), *find, admin, f"DELETE {url}/…"]
         elif issuer == "exec":
             find, create = (
                 [f"run {' '.join(options['list'])}"],
                 [f"run {' '.join(options['create'])}"],
             )
-            revoke = [*old_calls(options), f"run {' '.join(options['revoke'])}"]
+            revoke = [*old_calls(options), *find, f"run {' '.join(options['revoke'])}"]
         return [
             *live_calls(options),
             *find,
@@ -170,14 +179,17 @@ class ApiKey:
             *write_calls(options),
             *old_calls(options),
             *revoke,
-            f"PUT {api_path(options['path'], 'destroy')}",
+            *destroy_calls(options),
         ]
 
 
-def _revoke_own(issuer: Issuer, rotation: Rotation) -> None:
-    for key_id, label in issuer.list().items():
-        if label == rotation.id:
-            issuer.revoke(key_id)
+def _revoke_own(issuer: Issuer, rotation: Rotation, *, but: object = "") -> None:
+    """End the keys of a rotation, all but one: of an issuer that lists that under another id, none at all."""
+    own = [key_id for key_id, label in issuer.list().items() if label == rotation.id]
+    if but == "" or but in own:
+        for key_id in own:
+            if key_id != but:
+                issuer.revoke(key_id)
 
 
 def _issuer(secret: "PlannedSecret", services: Services) -> Issuer | None:

@@ -36,8 +36,8 @@ class StaticRole:
     """
 
     settings: ClassVar[Mapping[str, Setting]] = {
-        "database_mount": Setting(str, default="database"),
-        "role": Setting(str),
+        "database_mount": Setting(str, default="database", names=True),
+        "role": Setting(str, names=True),
     }
 
     def live(self, secret: "PlannedSecret", services: Services) -> Live | None:
@@ -97,8 +97,8 @@ class AlternatingUsers:
 
     settings: ClassVar[Mapping[str, Setting]] = {
         **SETTINGS,
-        "database_mount": Setting(str, default="database"),
-        "roles": Setting(list),
+        "database_mount": Setting(str, default="database", names=True),
+        "roles": Setting(list, names=True),
     }
 
     def live(self, secret: "PlannedSecret", services: Services) -> Live | None:

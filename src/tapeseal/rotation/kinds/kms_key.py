@@ -30,8 +30,8 @@ class KmsKey:
     """
 
     settings: ClassVar[Mapping[str, Setting]] = {
-        "key": Setting(str),
-        "replace": Setting(str, default="material", choices=("material", "key")),
+        "key": Setting(str, names=True),
+        "replace": Setting(str, default="material", choices=("material", "key"), names=True),
         **TAPES,
     }
 

@@ -9,13 +9,13 @@ from tapeseal.rotation.kinds.stored import (
     SETTINGS,
     Stored,
     ask,
+    destroy_calls,
     known,
     live_calls,
     old_calls,
     read_text,
     write_calls,
 )
-from tapeseal.rotation.paths import api_path
 from tapeseal.rotation.settings import Setting
 from tapeseal.secret import Secret
 
@@ -34,8 +34,8 @@ class ServiceAccount:
 
     settings: ClassVar[Mapping[str, Setting]] = {
         **SETTINGS,
-        "role": Setting(str),
-        "auth_mount": Setting(str, default="approle"),
+        "role": Setting(str, names=True),
+        "auth_mount": Setting(str, default="approle", names=True),
     }
 
     def live(self, secret: "PlannedSecret", services: Services) -> Live | None:
@@ -93,7 +93,7 @@ class ServiceAccount:
                 accessor = self._accessor_of(rotation, secret_id)
         if accessor is not None and self._look_up(rotation, accessor) is not None:
             self._destroy(rotation, accessor)
-        stored.destroy_old(rotation)
+        stored.destroy_old(rotation, "secret_id")
 
     def _accessor_of(self, rotation: Rotation, secret_id: Secret) -> str | None:
         """Return the accessor of a secret id that somebody else wrote to KV; None: it is none any more."""
@@ -141,7 +141,7 @@ class ServiceAccount:
             *old_calls(options),
             f"POST {role}/secret-id-accessor/lookup",
             f"POST {role}/secret-id-accessor/destroy",
-            f"PUT {api_path(options['path'], 'destroy')}",
+            *destroy_calls(options),
         ]
 
 

@@ -14,12 +14,12 @@ from tapeseal.rotation.kinds import Credential, Live, Rotation, Services
 from tapeseal.rotation.kinds.stored import (
     SETTINGS,
     Stored,
+    destroy_calls,
     live_calls,
     old_calls,
     read_text,
     write_calls,
 )
-from tapeseal.rotation.paths import api_path
 from tapeseal.rotation.settings import Setting
 from tapeseal.secret import Secret
 
@@ -47,7 +47,7 @@ class SshKey:
         "principals": Setting(list, default=None),
         "ttl": Setting(timedelta, default=timedelta(days=365)),
         "revoked_keys": Setting(Path, default=None),
-        "authorized_keys": Setting(Path, default=None),
+        "authorized_keys": Setting(Path, default=None, names=True),
         "restrictions": Setting(str, default="restrict"),
     }
 
@@ -132,7 +132,7 @@ class SshKey:
             if options["authorized_keys"] is not None:
                 key = public_key.split()[1]
                 _remove(options["authorized_keys"], lambda line: key in line.split())
-        stored.destroy_old(rotation)
+        stored.destroy_old(rotation, "private_key")
 
     def calls(self, secret: "PlannedSecret") -> list[str]:
         """Name the calls of a rotation."""
@@ -158,7 +158,7 @@ class SshKey:
             *old_calls(options),
             *old_calls(options),
             *revoke,
-            f"PUT {api_path(options['path'], 'destroy')}",
+            *destroy_calls(options),
         ]
 
 

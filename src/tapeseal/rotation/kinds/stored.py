@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 MARK: Final = "rotation"
 """The member that names the rotation that wrote a version."""
 
-SETTINGS: Final[Mapping[str, Setting]] = {"path": Setting(str)}
+SETTINGS: Final[Mapping[str, Setting]] = {"path": Setting(str, names=True)}
 """Where the secret is: MOUNT/PATH, of which the mount is the first part."""
 
 FIRST: Final = "0"
@@ -211,11 +211,30 @@ class Stored:
         metadata = self.metadata()
         return {} if metadata is None else metadata.custom
 
-    def destroy_old(self, rotation: Rotation) -> None:
-        """Destroy the version before the rotation; its number stays in the metadata."""
+    def destroy_old(self, rotation: Rotation, name: str) -> None:
+        """Destroy the version before the rotation; its number stays in the metadata.
+
+        So are earlier ones that have the same value of a member: of a rollback, which has put it back as a version of
+        its own, or of somebody who changed other members.
+        """
         before = _before(rotation)
-        if before is not None:
-            self._store.destroy(self._path, [int(before)])
+        if before is None:
+            return
+        metadata = self.metadata()
+        earlier = [
+            version.number
+            for version in (() if metadata is None else metadata.versions.values())
+            if version.number < int(before) and not version.destroyed
+        ]
+        if earlier:
+            with self.read(before) as old:
+                value = None if old is None else old.get(name)
+                earlier = [each for each in earlier if self._has(each, name, value)]
+        self._store.destroy(self._path, [*earlier, int(before)])
+
+    def _has(self, version: int, name: str, value: Secret | None) -> bool:
+        with self.read(version) as found:
+            return value is not None and found is not None and found.get(name) == value
 
 
 def _before(rotation: Rotation) -> str | None:
@@ -252,6 +271,12 @@ def write_calls(options: Mapping[str, Any]) -> list[str]:
     """Name the calls of Stored.write() where there is a version already; the first one is a POST."""
     data = api_path(options["path"], "data")
     return [f"GET {data}", f"PATCH {data}"]
+
+
+def destroy_calls(options: Mapping[str, Any]) -> list[str]:
+    """Name the calls of Stored.destroy_old() where no earlier version is left."""
+    path = options["path"]
+    return [f"GET {api_path(path, 'metadata')}", f"PUT {api_path(path, 'destroy')}"]
 
 
 def old_calls(options: Mapping[str, Any]) -> list[str]:

@@ -9,13 +9,13 @@ from tapeseal.rotation.kinds import Credential, Live, Rotation, Services
 from tapeseal.rotation.kinds.stored import (
     SETTINGS,
     Stored,
+    destroy_calls,
     live_calls,
     note_calls,
     old_calls,
     read_text,
     write_calls,
 )
-from tapeseal.rotation.paths import api_path
 from tapeseal.rotation.settings import Setting
 from tapeseal.secret import Secret
 
@@ -39,7 +39,7 @@ class TlsCertificate:
 
     settings: ClassVar[Mapping[str, Setting]] = {
         **SETTINGS,
-        "pki_mount": Setting(str, default="pki"),
+        "pki_mount": Setting(str, default="pki", names=True),
         "role": Setting(str),
         "common_name": Setting(str),
         "alt_names": Setting(list, default=[]),
@@ -73,6 +73,8 @@ class TlsCertificate:
 
         options = rotation.secret.options
         self._revoke_own(rotation)
+        # What discard() revokes by it is not the one that is made now.
+        rotation.facts.pop("serial_number", None)
         private_key, key = make_tls_key(options["key_type"])
         try:
             request = make_request(
@@ -129,7 +131,7 @@ class TlsCertificate:
                 )
         if serial is not None:
             _pki(rotation).revoke(serial)
-        stored.destroy_old(rotation)
+        stored.destroy_old(rotation, "private_key")
 
     def _revoke_own(self, rotation: Rotation) -> None:
         """Revoke what an interrupted try of this rotation had signed, for its private key is nobody's."""
@@ -166,7 +168,7 @@ class TlsCertificate:
             f"GET {mount}/cert/…",
             f"GET {mount}/issuer/…/crl",
             f"GET {mount}/issuer/…/json",
-            f"PUT {api_path(options['path'], 'destroy')}",
+            *destroy_calls(options),
         ]
 
 

@@ -20,7 +20,7 @@ class TransitKey:
     is no way back from a new version, and none is needed: a rollback leaves it there, beside the old one.
     """
 
-    settings: ClassVar[Mapping[str, Setting]] = {"key": Setting(str), **TAPES}
+    settings: ClassVar[Mapping[str, Setting]] = {"key": Setting(str, names=True), **TAPES}
 
     def live(self, secret: "PlannedSecret", services: Services) -> Live | None:
         """Return the latest version."""
