@@ -355,7 +355,9 @@ def test_scan_passes_over(repository: Path, capfd: pytest.CaptureFixture[str]) -
     (repository / "ignored").write_text(PLANTED["key.pem"])
     (repository / "allowed.py").write_text(PLANTED["conf.py"] + "  # tapeseal: no secret\n")
     (repository / "binary").write_bytes(b"\0" + PLANTED["aws.py"].encode())
-    (repository / "types.py").write_text('def login(secret: "Sequence[Pattern] | None" = None): ...\n')
+    (repository / "types.py").write_text(
+        'def login(secret: "Sequence[Pattern] | None" = None): ...\n'
+    )
     assert 0 == app.run(["secrets", "scan", str(repository)])
     assert 2 == app.run(["secrets", "scan", str(repository / "nowhere")])
 

@@ -416,6 +416,15 @@ def test_a_statement(day):
     assert made == found.statement
 
 
+def test_one_path_is_no_list_of_paths(day):
+    """A path in the place of a list is refused, by whoever signs and by whoever verifies."""
+    statement = sign_statement([day], LOCAL)
+    with pytest.raises(TypeError, match="a list of names"):
+        sign_statement(str(day), LOCAL)
+    with pytest.raises(TypeError, match="a list of names"):
+        verify_statement(statement, str(day), LOCAL.public_key())
+
+
 def test_the_text_is_canonical(day):
     """Whoever builds the same statement builds the same bytes, which stand on the first of two lines."""
     text, signature, rest = sign_statement([day], LOCAL).split(b"\n")

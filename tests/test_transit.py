@@ -88,6 +88,15 @@ def test_what_is_encrypted_opens(engine, size):
 
 
 @pytest.mark.server
+@pytest.mark.parametrize("given", [5, "text", [1, 2]])
+def test_what_is_no_bytes_is_refused(engine, given):
+    """A number is no plaintext: not as many zeros as it says are encrypted in its place."""
+    for work in (engine.encrypt, engine.hmac):
+        with pytest.raises(TypeError, match="bytes-like object is required"):
+            work("plain", given)
+
+
+@pytest.mark.server
 def test_what_the_engine_itself_holds(bao, engine):
     """What is encrypted here any other client of the engine decrypts, and the other way round."""
     ciphertext = engine.encrypt("plain", PASSWORD)
