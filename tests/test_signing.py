@@ -1102,6 +1102,10 @@ def test_the_commands(bao, vault, day, tmp_path, run):
     code, out, err = run("sign", day, "-k", key, "-o", statement)
     assert (2, b"") == (code, out)
     assert "the file exists" in err
+    code, _, err = run("verify-signature", statement, day, "--public-key", statement)
+    assert (2, True) == (code, f"error: {statement}: the public key is neither" in err)
+    code, _, err = run("verify-signature", pem, day, "--public-key", pem)
+    assert (1, True) == (code, f"error: {pem}: this is no statement" in err)
     code, out, err = run("sign", day, "-k", key, "-o", "-", "--json")
     assert 0 == code
     assert open_statement(out, pem.read_bytes()).tapes[0].name == "XNAS/large.tape"

@@ -168,8 +168,8 @@ class AuditLog:
             the system pleases.
         strict: raise AuditError where an entry cannot be taken, so that nothing goes unrecorded; False: log a warning
             and go on. Either way the entries are kept, 10,000 of them, and written when that is possible again.
-        sinks: where each entry goes as well, each a Sink or its name, such as "syslog"; they are tried again and again in
-            threads of their own, and what they do never holds up or harms the file.
+        sinks: where each entry goes as well, each a Sink or its name, such as "syslog"; they are tried again and
+            again in threads of their own, and what they do never holds up or harms the file.
         anchors: has anchors of the log signed and kept elsewhere.
 
     Raises:

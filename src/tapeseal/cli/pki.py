@@ -1,5 +1,6 @@
 """tapeseal vault pki: certificates of a PKI engine."""
 
+import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from tapeseal.vault.reload import Reload
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_SERIAL = re.compile(r"[0-9a-fA-F]{1,2}([:-]?[0-9a-fA-F]{2})*")
 
 _mount = click.option(
     "--mount", metavar="PATH", default="pki", show_default=True, help="The path of the engine."
@@ -348,8 +351,10 @@ def revoke(certificates: tuple[str, ...], mount: str, as_json: bool) -> int:
         def one(name: str) -> None:
             if Path(name).exists():
                 done = engine.revoke(x509.load_pem_x509_certificate(Path(name).read_bytes()))
-            else:
+            elif _SERIAL.fullmatch(name):
                 done = engine.revoke(name)
+            else:
+                raise click.UsageError(f"{name} is neither a file nor a serial number")
             if as_json:
                 output.as_json(
                     {"certificate": name, "serial": done.serial, "revoked": done.time.isoformat(),
