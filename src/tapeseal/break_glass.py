@@ -172,8 +172,10 @@ class Request:
     def check(self, package: Package) -> None:
         """Raise AccessDeniedError unless the request is for this package, and not too old."""
         if self.package != package.id or self.drill != package.drill or self.name != package.name:
+            asked = f"{self.name}, a drill" if self.drill else self.name
             raise AccessDeniedError(
-                f"the request is for another package ({self.name}) than {package.path}"
+                f"the request is for another package ({asked}) than {package.path}; one that was "
+                "sealed anew takes a new request"
             )
         if datetime.now(UTC) >= datetime.fromisoformat(self.expires):
             raise AccessDeniedError(
