@@ -1000,6 +1000,17 @@ def test_syslog_datagrams(path: Path, keyring: LocalKeyring, tmp_path: Path, kin
     assert failed.endswith(lines[3])
 
 
+def test_sinks_by_name(path: Path, keyring: LocalKeyring, tmp_path: Path) -> None:
+    """A sink can be named as in the environment; a name of none is refused before anything is opened."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+        server.bind(str(tmp_path / "syslog"))
+        with recording(path, keyring, sinks=[f"syslog:{tmp_path / 'syslog'}"]):
+            record(1)
+            assert path.read_text().splitlines()[2] in receive(server, 2)[1]
+    with pytest.raises(ValueError, match="'foo' is no sink"):
+        AuditLog(path, keyring=keyring, sinks=["foo"])
+
+
 def test_syslog_over_tcp(path: Path, keyring: LocalKeyring) -> None:
     """Over TCP the length goes before each message, and a connection that breaks is made anew."""
     with socket.create_server(("127.0.0.1", 0)) as server:

@@ -144,6 +144,31 @@ def test_usage(run: Run, arguments: list[str], problem: str) -> None:
 
 
 @pytest.mark.server
+def test_questions_that_nobody_answers(
+    environment: dict[str, str], written: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is no terminal, what would be asked for is named, and what to give in its place."""
+
+    def detached(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, "-m", "tapeseal", "secrets", *arguments],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            start_new_session=True,
+            check=False,
+        )
+
+    done = detached("put", written, "key=?")
+    assert 2 == done.returncode
+    assert "no terminal to ask for key: give key=@FILE or key=-" in done.stderr
+    done = detached("destroy", written, "--version", "1")
+    assert 2 == done.returncode
+    assert done.stderr.endswith("\ntapeseal: error: standard input has no answer to this\n")
+
+
+@pytest.mark.server
 def test_what_is_not_there(run: Run, written: str) -> None:
     """A secret or member that is not there is exit code 3, and its names are said."""
     result = run("get", f"{written}#none")
@@ -179,7 +204,9 @@ def test_life_of_a_secret(run: Run, written: str) -> None:
         report["cas_required"],
     )
     assert [True, False] == [each["destroyed"] for each in report["versions"]]
-    assert "version 1" in run("metadata", written).out
+    shown = run("metadata", written).out
+    assert "version 1" in shown
+    assert "  deleted after    90 days\n" in shown
     folder = written.rpartition("/")[0]
     assert "exchange\n" == run("list", folder).out
     assert f"{written}\n" == run("list", "-r", folder).out

@@ -117,6 +117,47 @@ def test_initialise_and_unseal(
     client.adapter.close()
 
 
+def test_nodes_that_join(
+    publics: dict[str, PublicKeyKeyring],
+    halves: Path,
+    tmp_path: Path,
+) -> None:
+    """A further node, which takes the last share before it has joined its cluster, is waited for."""
+    authority = Authority(tmp_path / "tls")
+    certificate, key = authority.issue_server()
+    ports = [free_ports(2), free_ports(2)]
+    nodes = []
+    for number, port in enumerate(ports):
+        home = tmp_path / f"node{number}"
+        (home / "raft").mkdir(parents=True)
+        (home / "bao.hcl").write_text(
+            f'api_addr = "https://127.0.0.1:{port}"\ncluster_addr = "https://127.0.0.1:{port + 1}"\n'
+            f'listener "tcp" {{\n  address = "127.0.0.1:{port}"\n  cluster_address = "127.0.0.1:{port + 1}"\n'
+            f'  tls_cert_file = "{certificate}"\n  tls_key_file = "{key}"\n  tls_min_version = "tls13"\n}}\n'
+            f'storage "raft" {{\n  path = "{home / "raft"}"\n  node_id = "{number}"\n'
+            f'  retry_join {{\n    leader_api_addr = "https://127.0.0.1:{ports[0]}"\n'
+            f'    leader_ca_cert_file = "{authority.ca_file}"\n  }}\n}}\n'
+        )
+        address = f"https://127.0.0.1:{port}"
+        nodes.append(Server(home, address, [f"-config={home / 'bao.hcl'}"], authority.ca_file))
+    try:
+        for number, node in enumerate(nodes):
+            node.start()
+            login = Token("none")
+            with VaultSession(node.address, login=login, ca_file=node.ca_file) as session:
+                if number == 0:
+                    initialise(session, publics, 2, tmp_path / "shares")
+                else:
+                    wait_for("the first node found", lambda: seal_status(session).initialised)
+                for name in ("alice", "bob"):
+                    share = tmp_path / "shares" / f"{name}.share"
+                    status = unseal(session, share, PublicKeyKeyring(halves / name))
+                assert not status.sealed
+    finally:
+        for node in nodes:
+            node.close()
+
+
 def test_a_share_is_for_its_custodian(
     session: VaultSession, publics: dict[str, PublicKeyKeyring], halves: Path, tmp_path: Path
 ) -> None:

@@ -69,6 +69,12 @@ def move(tmp_path_factory: pytest.TempPathFactory) -> tuple[LocalKeyring, LocalK
 Move = tuple[LocalKeyring, LocalKeyring]
 
 
+def test_one_name_is_no_list_of_names(tmp_path: Path) -> None:
+    """A path in the place of a list is refused: its first character may be the root of the file system."""
+    with pytest.raises(TypeError, match="a list of names"):
+        next(find_tapes(str(tmp_path)))
+
+
 def test_all_are_rewrapped(tmp_path: Path, move: Move) -> None:
     """Each tape opens to the new keyring alone, and not a byte of its body changed."""
     old, new = move

@@ -1237,6 +1237,10 @@ def test_commands(tmp_path: Path, run: Any) -> None:
     assert (0, [json.dumps({"mount": mount, "done": []})], "") == run(
         *setup, "--roles", tmp_path / "roles.toml", "--crl-url", "http://crl.example/", "--json"
     )
+    code, _, errors = run(*setup[:1], "Other", *setup[2:])
+    assert (3, True) == (code, "is another one, CN=CLI: under another name" in errors)
+    code, _, errors = run("revoke", tmp_path / "none.pem", "--mount", mount)
+    assert (2, True) == (code, "none.pem is neither a file nor a serial number" in errors)
     issue = [
         "issue",
         tmp_path / "all" / "web",

@@ -81,6 +81,31 @@ def test_plan_without_a_vault(run: Run) -> None:
     assert ("db", "unknown", None) == (first["secret"], first["state"], first["due"])
 
 
+def test_plan_whose_journal_has_no_place(run: Run, tmp_path: Path) -> None:
+    """A journal in a directory that is not there is an error that names the directory and the setting."""
+    Path("rotation.toml").write_text(
+        f'[rotation]\nstate = "{tmp_path}/none/rotation.db"\nstaging = "secret/staging"\n'
+        'consumers = "secret/consumers"\n'
+        '[secret.key]\nkind = "api-key"\ntier = "root"\nowner = "desk"\noptions = { path = "secret/key" }\n'
+    )
+    result = run("plan")
+    assert 2 == result.code
+    assert f"{tmp_path}/none: there is no such directory for the journal" in result.err
+    assert "`state` of the plan" in result.err
+
+
+def test_the_plan_of_the_page(run: Run) -> None:
+    """The plan of docs/rotation.md is one as it stands there."""
+    page = Path(__file__).parents[1] / "docs" / "rotation.md"
+    if not page.exists():
+        pytest.skip("docs/rotation.md is not beside these tests")
+    plan = page.read_text().partition("```toml\n")[2].partition("```")[0]
+    Path("rotation.toml").write_text(plan)
+    result = run("plan")
+    assert (0, "") == (result.code, result.err)
+    assert "binance-backup-key" in result.out
+
+
 def test_plan_that_is_none(run: Run) -> None:
     """All that is wrong is said at once, and the code is that of a usage error."""
     write_plan(Path("rotation.toml"), "db", more='colour = "blue"\nsize = 3')

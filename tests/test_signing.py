@@ -416,6 +416,15 @@ def test_a_statement(day):
     assert made == found.statement
 
 
+def test_one_path_is_no_list_of_paths(day):
+    """A path in the place of a list is refused, by whoever signs and by whoever verifies."""
+    statement = sign_statement([day], LOCAL)
+    with pytest.raises(TypeError, match="a list of names"):
+        sign_statement(str(day), LOCAL)
+    with pytest.raises(TypeError, match="a list of names"):
+        verify_statement(statement, str(day), LOCAL.public_key())
+
+
 def test_the_text_is_canonical(day):
     """Whoever builds the same statement builds the same bytes, which stand on the first of two lines."""
     text, signature, rest = sign_statement([day], LOCAL).split(b"\n")
@@ -1093,6 +1102,10 @@ def test_the_commands(bao, vault, day, tmp_path, run):
     code, out, err = run("sign", day, "-k", key, "-o", statement)
     assert (2, b"") == (code, out)
     assert "the file exists" in err
+    code, _, err = run("verify-signature", statement, day, "--public-key", statement)
+    assert (2, True) == (code, f"error: {statement}: the public key is neither" in err)
+    code, _, err = run("verify-signature", pem, day, "--public-key", pem)
+    assert (1, True) == (code, f"error: {pem}: this is no statement" in err)
     code, out, err = run("sign", day, "-k", key, "-o", "-", "--json")
     assert 0 == code
     assert open_statement(out, pem.read_bytes()).tapes[0].name == "XNAS/large.tape"

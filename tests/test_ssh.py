@@ -645,6 +645,16 @@ def test_command_errors(
     assert (code, True) == (found, problem in errors), errors
 
 
+@pytest.mark.parametrize("arguments", [["{}/none.pub"], ["--ca", "{}/none.pub", "--key-id", "k"]])
+def test_a_file_that_is_no_public_key(tmp_path: Path, run: Any, arguments: list[str]) -> None:
+    """A file that holds no public key is named, be it to be revoked or said to be the CA's."""
+    (tmp_path / "none.pub").write_text("hello\n")
+    code, _, errors = run(
+        "revoke", tmp_path / "krl", *(each.format(tmp_path) for each in arguments)
+    )
+    assert (2, True) == (code, f"{tmp_path}/none.pub: this is no public key" in errors), errors
+
+
 def test_names_of_certificates() -> None:
     """The certificate of a key stands where ssh looks for it."""
     assert Path("/a/id-cert.pub") == certificate_path("/a/id.pub")

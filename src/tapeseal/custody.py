@@ -40,6 +40,7 @@ _ROOM: Final = 1 << 16
 _MAX_SHARE: Final = 1 << 20
 # A storage or an HSM may take long, and an answer that nobody waits for is lost.
 _INIT_SECONDS: Final = 60.0
+# How long a node that has its shares takes to join its cluster.
 _JOIN_SECONDS: Final = 10.0
 
 
@@ -61,7 +62,7 @@ class SealStatus(NamedTuple):
     sealed: bool
     threshold: int
     progress: int
-    """Shares that were given so far."""
+    """Shares that were given so far; after enough of them 0 until a node has joined its cluster."""
     automatic: bool
     """It unseals by itself, by a KMS or the like."""
 
@@ -251,6 +252,7 @@ def unseal(session: VaultSession, share: StrPath, keyring: Keyring) -> SealStatu
         AccessDeniedError: Vault does not take the shares that it was given; it starts over.
         ValueError: the file is something else, or the Vault is not initialised.
     """
+    address = session.addresses[0]
     with open(share, "rb") as file:
         raw = file.read(_MAX_SHARE + 1)
     with memoryview(raw[:_MAX_SHARE]) as view:
@@ -258,10 +260,13 @@ def unseal(session: VaultSession, share: StrPath, keyring: Keyring) -> SealStatu
     if context.get("purpose") != _PURPOSE:
         raise ValueError(f"{os.fspath(share)} is no share of a Vault")
     if not seal_status(session).initialised:
-        raise ValueError(f"the Vault at {session.addresses[0]} is not initialised")
+        raise ValueError(
+            f"the Vault at {address} is not initialised; a further node of a cluster is when it has "
+            "found the first one: try again in a moment"
+        )
     custodian = context.get("custodian", "")
     with (
-        audit.operation("vault.unseal", session.addresses[0], custodian=custodian),
+        audit.operation("vault.unseal", address, custodian=custodian),
         Secret(blob.decrypt_secret(raw, keyring=keyring)) as key,
     ):
         try:
@@ -271,17 +276,13 @@ def unseal(session: VaultSession, share: StrPath, keyring: Keyring) -> SealStatu
                 f"Vault does not unseal: {error}. One of the shares that it was given is of another "
                 "Vault, or was given twice; it starts over, and all of them have to be given again"
             ) from None
-        return _settled(session)
-
-
-def _settled(session: VaultSession) -> SealStatus:
-    """Return where a Vault stands after a share; one that has all of them may have to join a cluster first."""
-    end = time.monotonic() + _JOIN_SECONDS
-    while True:
-        status = seal_status(session)
-        if not status.sealed or status.progress or time.monotonic() >= end:
-            return status
-        time.sleep(0.1)
+        end = time.monotonic() + _JOIN_SECONDS
+        while (status := seal_status(session)).sealed and status.progress == 0:
+            # A node that joins a cluster by raft has taken the shares, and stays sealed until it has joined.
+            if time.monotonic() > end:
+                break
+            time.sleep(0.1)
+        return status
 
 
 def _ask(

@@ -38,7 +38,10 @@ def find_tapes(names: Iterable[StrPath]) -> Iterator[str]:
 
     Raises:
         FileNotFoundError: there is no tape in a directory, or no file that a pattern fits.
+        TypeError: it is one name, each character of which would be taken for one.
     """
+    if isinstance(names, str | bytes):
+        raise TypeError("tapes are given as a list of names, not as one name")
     seen = set()
     for each in names:
         name = os.fspath(each)

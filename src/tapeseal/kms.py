@@ -280,7 +280,9 @@ def _make_client(
     except Exception as error:
         kind = type(error).__name__
         if kind == "NoRegionError":
-            failure = ValueError("AWS KMS needs a region: aws-kms:KEY?region=REGION")
+            failure = ValueError(
+                "AWS KMS needs a region: aws-kms:KEY?region=REGION, --region or AWS_DEFAULT_REGION"
+            )
         elif _NO_CREDENTIALS & {each.__name__ for each in type(error).__mro__}:
             failure = _failure(error, "no client for KMS", "", {})
         else:

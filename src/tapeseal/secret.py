@@ -134,7 +134,9 @@ def in_key_memory(data: "Buffer | Secret | _core.SecretBuffer") -> Iterator[_cor
     elif isinstance(data, _core.SecretBuffer):
         yield data
     else:
-        copy = _core.SecretBuffer.take(bytearray(data))
+        # bytearray() alone would take a number for a length, and make that many zeros of it.
+        with memoryview(data) as view:
+            copy = _core.SecretBuffer.take(bytearray(view))
         del data  # No traceback is to hold it.
         try:
             yield copy

@@ -30,7 +30,7 @@ from tapeseal.audit import active, operation, stop
 from tapeseal.audit_log import chain
 from tapeseal.audit_log.anchors import AnchorSchedule, LogAnchor
 from tapeseal.audit_log.chain import ChainKey, Head, LogHeader
-from tapeseal.audit_log.sinks import Sink, SinkThread
+from tapeseal.audit_log.sinks import Sink, SinkThread, sink
 from tapeseal.closing import Closing
 from tapeseal.datakey import Keyring
 from tapeseal.errors import AuditError, ForkError, TapesealError
@@ -168,8 +168,8 @@ class AuditLog(Closing):
             the system pleases.
         strict: raise AuditError where an entry cannot be taken, so that nothing goes unrecorded; False: log a warning
             and go on. Either way the entries are kept, 10,000 of them, and written when that is possible again.
-        sinks: where each entry goes as well; they are tried again and again in threads of their own, and what they do
-            never holds up or harms the file.
+        sinks: where each entry goes as well, each a Sink or its name, such as "syslog"; they are tried again and
+            again in threads of their own, and what they do never holds up or harms the file.
         anchors: has anchors of the log signed and kept elsewhere.
 
     Raises:
@@ -177,6 +177,7 @@ class AuditLog(Closing):
         AuditError: the file can be read by everybody, is a link, or is no regular file.
         DamagedError: its header was changed.
         KeyUnavailableError: the keyring has no key for it.
+        ValueError: a keyring or a sink that there is not.
     """
 
     def __init__(
@@ -187,7 +188,7 @@ class AuditLog(Closing):
         identity: str | None = None,
         sync_seconds: float | None = 1.0,
         strict: bool = True,
-        sinks: Sequence[Sink] = (),
+        sinks: Sequence[Sink | str] = (),
         anchors: AnchorSchedule | None = None,
     ) -> None:
         self.path = os.path.abspath(path)
@@ -199,7 +200,7 @@ class AuditLog(Closing):
         self.lost = 0
         """Entries that were given up, since too many could not be written."""
         self._keyring = keyring
-        self._sinks = tuple(sinks)
+        self._sinks = tuple(sink(each) if isinstance(each, str) else each for each in sinks)
         self._anchors = anchors
         self._closed = False
         self._begin_process()

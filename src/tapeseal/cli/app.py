@@ -142,7 +142,13 @@ def _run(arguments: Sequence[str] | None) -> int:
             return _main(arguments)
     except _ReaderGoneError:
         return failures.BROKEN_PIPE
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as error:
+        if isinstance(error, click.Abort) and error.__context__ is not None:
+            # Behind a question that nobody answered, which has no line end.
+            click.echo(err=True)
+            if isinstance(error.__context__, EOFError):
+                failures.say("standard input has no answer to this", "error")
+                return failures.USAGE
         failures.say("interrupted")
         return failures.INTERRUPTED
     except Exception as error:

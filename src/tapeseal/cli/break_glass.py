@@ -92,7 +92,7 @@ def seal(
     name: str | None,
     as_json: bool,
 ) -> None:
-    """Seal secrets into PACKAGE, so that any M custodians open it together."""
+    """Seal secrets into PACKAGE, in the place of one that is there, so that any M custodians open it together."""
     from tapeseal.break_glass import Package
     from tapeseal.break_glass import seal as make
     from tapeseal.secret import Secret

@@ -215,8 +215,12 @@ def _from_source(name: str, source: str) -> Secret:
     if source == "-":
         return _read(0, f"standard input, for {name},")
     if source == "?":
-        from tapeseal.keyrings.passphrase import passphrase_from_terminal
+        from tapeseal.keyrings.passphrase import has_terminal, passphrase_from_terminal
 
+        if not has_terminal():
+            raise click.UsageError(
+                f"there is no terminal to ask for {name}: give {name}=@FILE or {name}=-"
+            )
         return Secret(passphrase_from_terminal(f"{name}: ", confirm=True))
     if source.startswith("@"):
         fd = os.open(source[1:], os.O_RDONLY | os.O_CLOEXEC)
@@ -333,7 +337,7 @@ def metadata(
             ("updated", f"{found.updated:%Y-%m-%d %H:%M:%S} UTC"),
             ("versions kept", str(found.max_versions or "as the mount says")),
             ("check-and-set", "required" if found.cas_required else "not required"),
-            ("deleted after", str(found.delete_after or "never")),
+            ("deleted after", str(found.delete_after or "never").removesuffix(", 0:00:00")),
             *sorted(found.custom.items()),
         ]
     )

@@ -66,7 +66,7 @@ def context(command: _Command) -> _Command:
         metavar="NAME=VALUE",
         multiple=True,
         callback=_parse_pairs,
-        help="A public pair of the encryption context, bound to the tape; can be given several times.",
+        help="A public pair of the encryption context, bound to what is encrypted; can be given several times.",
     )(command)
 
 

@@ -349,11 +349,13 @@ def revoke(certificates: tuple[str, ...], mount: str, as_json: bool) -> int:
         engine = Pki(session, mount)
 
         def one(name: str) -> None:
-            if Path(name).exists() or not _SERIAL.fullmatch(name):
+            if Path(name).exists():
                 done = engine.revoke(x509.load_pem_x509_certificate(Path(name).read_bytes()))
-            else:
+            elif _SERIAL.fullmatch(name):
                 digits = name.replace(":", "").replace("-", "")
                 done = engine.revoke(":".join(re.findall("..", digits)))
+            else:
+                raise click.UsageError(f"{name} is neither a file nor a serial number")
             if as_json:
                 output.as_json(
                     {"certificate": name, "serial": done.serial, "revoked": done.time.isoformat(),

@@ -4,6 +4,8 @@ import click
 
 from tapeseal import signing
 from tapeseal.cli import data, failures, options, output
+from tapeseal.errors import SignatureError
+from tapeseal.signature import algorithm_of
 from tapeseal.signing import statement as statements
 
 _MAX_PUBLIC_KEY = 1 << 16
@@ -88,7 +90,14 @@ def verify_signature(
     pem = data.read(public_key, _MAX_PUBLIC_KEY)
     raw = data.read(statement, statements.MAX_STATEMENT_SIZE)
     with output.Progress("hashing", enabled=not as_json) as bar:
-        found = signing.verify_statement(raw, files, pem, partial=partial, progress=bar)
+        try:
+            algorithm_of(pem)
+        except ValueError as error:
+            raise ValueError(f"{public_key}: {error}") from None
+        try:
+            found = signing.verify_statement(raw, files, pem, partial=partial, progress=bar)
+        except SignatureError as error:
+            raise SignatureError(f"{statement}: {error}") from None
     for each in found.findings:
         if as_json:
             output.as_json(

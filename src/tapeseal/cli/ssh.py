@@ -24,6 +24,16 @@ def _parse_options(
     return {name: value for name, _, value in (text.partition("=") for text in texts)} or None
 
 
+def _public_line(file: str) -> str:
+    """Read a public key or a certificate."""
+    from tapeseal.vault.ssh import checked_line
+
+    try:
+        return checked_line(Path(file).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+
+
 @click.group()
 def ssh() -> None:
     """Certificates for SSH keys of users and hosts, in the place of authorized_keys and known_hosts."""
@@ -322,7 +332,7 @@ def revoke(
 
     authority = None
     if ca_file is not None:
-        authority = Path(ca_file).read_text(encoding="utf-8").strip()
+        authority = _public_line(ca_file)
     elif serials or key_ids:
         from tapeseal.vault import VaultSession
 
@@ -332,7 +342,7 @@ def revoke(
         ca_public_key=authority,
         serials=serials,
         key_ids=key_ids,
-        public_keys=[Path(file).read_text(encoding="utf-8") for file in files],
+        public_keys=[_public_line(file) for file in files],
     )
     count = len(files) + len(serials) + len(key_ids)
     if as_json:

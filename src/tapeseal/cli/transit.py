@@ -268,7 +268,14 @@ def public_key(key: str, number: int | None, out: str, as_json: bool) -> None:
 
 @transit.command()
 @_key
-@click.option("--type", "kind", metavar="TYPE", default="aes256-gcm96", show_default=True)
+@click.option(
+    "--type",
+    "kind",
+    metavar="TYPE",
+    default="aes256-gcm96",
+    show_default=True,
+    help="Or chacha20-poly1305; for signatures ecdsa-p256, ecdsa-p384, ed25519, rsa-2048, rsa-3072 or rsa-4096.",
+)
 @click.option("--derived", is_flag=True, help="Each call then needs a context.")
 @options.as_json
 def create(key: str, kind: str, derived: bool, as_json: bool) -> None:
@@ -384,8 +391,8 @@ def _show(key: str, found: "TransitKey", as_json: bool) -> None:
         ("opens from version", str(found.min_decryption_version)),
         ("encrypts from version", str(found.min_encryption_version or found.latest_version)),
         (
-            "rotated every",
-            f"{found.auto_rotate_seconds / 86400:g} days"
+            "rotated",
+            f"every {found.auto_rotate_seconds / 86400:g} days"
             if found.auto_rotate_seconds
             else "by hand",
         ),

@@ -114,8 +114,10 @@ def unseal(share: str, keyring: str, as_json: bool) -> None:
 def _report(address: str, status: "SealStatus", as_json: bool) -> None:
     if as_json:
         output.as_json({"address": address, **status._asdict()})
-    elif status.sealed and not status.progress:
-        output.line(f"{address}: sealed yet, and has all shares: a new node joins the others first")
+    elif status.sealed and status.progress == 0:
+        output.line(
+            f"{address}: sealed yet: it has all shares and has not joined its cluster; is the first node unsealed?"
+        )
     elif status.sealed:
         output.line(f"{address}: sealed yet, {status.progress} of {status.threshold} shares given")
     else:

@@ -82,6 +82,15 @@ def _wrong_size(size: int) -> PassphraseError:
     return PassphraseError(f"a passphrase has 1 to {MAX_PASSPHRASE_SIZE} bytes, not {size}")
 
 
+def has_terminal() -> bool:
+    """Whether there is a terminal to ask on."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
+
+
 def passphrase_from_terminal(prompt: str, *, confirm: bool = False) -> SecretBuffer:
     """Ask for a passphrase on the terminal, unseen; with `confirm` twice.
 
@@ -90,13 +99,11 @@ def passphrase_from_terminal(prompt: str, *, confirm: bool = False) -> SecretBuf
     Raises:
         PassphraseError: there is no terminal, or what was typed is empty, too long or not the same.
     """
-    try:
-        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
-    except OSError:
+    if not has_terminal():
         raise PassphraseError(
             "a passphrase is needed, and there is no terminal to ask: give it in the keyring's "
             "address as ?passphrase_file=PATH, ?passphrase_fd=NUMBER or ?passphrase_env=NAME"
-        ) from None
+        )
     typed = _typed(prompt)
     if typed is None:
         raise PassphraseError(f"a passphrase has 1 to {MAX_PASSPHRASE_SIZE} bytes of text")

@@ -171,7 +171,14 @@ class Journal(Closing):
         self.path = Path(path)
         self._lock = threading.RLock()
         # SQLite gives the files that it adds the permissions of this one.
-        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        try:
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                errno.ENOENT,
+                "there is no such directory for the journal of rotations: make it, or change `state` of the plan",
+                str(self.path.parent),
+            ) from None
         self._database = sqlite3.connect(
             self.path, timeout=10.0, isolation_level=None, check_same_thread=False
         )

@@ -205,6 +205,8 @@ def _signed(tapes: tuple[SignedTape, ...], signer: Signer) -> tuple[bytes, bytes
 def _named(paths: Iterable[StrPath]) -> list[tuple[str, str]]:
     """Return the tapes that are meant with their names, sorted by these."""
     found: dict[str, tuple[str, str]] = {}
+    if isinstance(paths, str | bytes):
+        raise TypeError("tapes are given as a list of names, not as one name")
     for given in paths:
         each = base = os.fspath(given)
         if not os.path.isdir(each):

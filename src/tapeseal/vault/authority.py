@@ -187,7 +187,10 @@ def _check_issuer(pki: Pki, issuer_id: str, common_name: str, parent: Pki | None
     chain = pki.chain(issuer_id)
     names = chain[0].subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     if [common_name] != [each.value for each in names]:
-        raise CertificateError(f"the issuer at {pki.mount} is another one: {chain[0].subject}")
+        raise CertificateError(
+            f"the issuer at {pki.mount} is another one, {chain[0].subject.rfc4514_string()}: "
+            "under another name of the issuer one is made beside it"
+        )
     own = chain[0].issuer == chain[0].subject
     try:
         if own != (parent is None):

@@ -436,7 +436,7 @@ class Krl:
             raise ValueError("a key id is one line, without blanks around it")
         lines = [f"serial: {each}" for each in serials]
         lines += [f"id: {each}" for each in key_ids]
-        lines += [_checked_line(each) for each in public_keys]
+        lines += [checked_line(each) for each in public_keys]
         with (
             audit.operation("ssh.revoke", str(self.path), entries=len(lines)) as entry,
             self._lock(),
@@ -494,7 +494,7 @@ class Krl:
             os.close(fd)
 
 
-def _checked_line(line: str) -> str:
+def checked_line(line: str) -> str:
     """Return a public key or a certificate as one line, which ssh-keygen takes for nothing else.
 
     Raises:

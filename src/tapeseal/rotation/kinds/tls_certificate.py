@@ -1,6 +1,7 @@
 """The kind "tls-certificate": a private key made here, and a certificate that a PKI engine of Vault signs."""
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
     from tapeseal.rotation.plan import PlannedSecret
     from tapeseal.vault.pki import Pki
+
+logger = logging.getLogger("tapeseal.rotation")
 
 _PARTS: Final = ("certificate", "ca_chain", "private_key", "serial_number")
 
@@ -115,7 +118,7 @@ class TlsCertificate:
         if serial is None:
             self._revoke_own(rotation)
         else:
-            _pki(rotation).revoke(str(serial))
+            _revoke(rotation, str(serial))
 
     def revoke(self, rotation: Rotation) -> None:
         """Revoke the old certificate, and destroy its version in KV."""
@@ -130,7 +133,7 @@ class TlsCertificate:
                     f"version {before} of {stored.name} holds no certificate in PEM"
                 )
         if serial is not None:
-            _pki(rotation).revoke(serial)
+            _revoke(rotation, serial)
         stored.destroy_old(rotation, "private_key")
 
     def _revoke_own(self, rotation: Rotation) -> None:
@@ -144,7 +147,7 @@ class TlsCertificate:
                 continue
             public_key = pki.certificate(listed.serial).public_key()
             if _fingerprint(public_key) == note["public_key"]:
-                pki.revoke(listed.serial)
+                _revoke(rotation, listed.serial)
 
     def calls(self, secret: "PlannedSecret") -> list[str]:
         """Name the calls of a rotation."""
@@ -176,6 +179,18 @@ def _pki(rotation: Rotation) -> "Pki":
     from tapeseal.vault.pki import Pki
 
     return Pki(rotation.services.vault, rotation.secret.options["pki_mount"])
+
+
+def _revoke(rotation: Rotation, serial: str) -> None:
+    """Revoke a certificate, and say so if those who look into the CRL do not see it yet."""
+    if not _pki(rotation).revoke(serial).in_crl:
+        logger.warning(
+            "%s: certificate %s is revoked, and the CRL does not name it yet: a policy has to let this token "
+            "read %s/crl/rotate",
+            rotation.secret.name,
+            serial,
+            rotation.secret.options["pki_mount"],
+        )
 
 
 def _fingerprint(public_key: Any) -> str:

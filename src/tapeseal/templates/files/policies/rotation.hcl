@@ -41,6 +41,9 @@ path "auth/approle/role/trading-@{environment}/role-id" {
 path "auth/approle/role/trading-@{environment}/secret-id" {
   capabilities = ["create", "update", "list"]
 }
+path "auth/approle/role/trading-@{environment}/secret-id/lookup" {
+  capabilities = ["update"]
+}
 path "auth/approle/role/trading-@{environment}/secret-id-accessor/*" {
   capabilities = ["create", "update"]
 }
@@ -49,6 +52,9 @@ path "auth/approle/role/risk-@{environment}/role-id" {
 }
 path "auth/approle/role/risk-@{environment}/secret-id" {
   capabilities = ["create", "update", "list"]
+}
+path "auth/approle/role/risk-@{environment}/secret-id/lookup" {
+  capabilities = ["update"]
 }
 path "auth/approle/role/risk-@{environment}/secret-id-accessor/*" {
   capabilities = ["create", "update"]
@@ -63,15 +69,15 @@ path "pki/sign/@{environment}-*" {
 path "pki/revoke" {
   capabilities = ["create", "update"]
 }
+# A certificate that was revoked is in the CRL at once, not with its next building.
+path "pki/crl/rotate" {
+  capabilities = ["read"]
+}
 path "pki/certs" {
   capabilities = ["list"]
 }
 path "pki/certs/+" {
   capabilities = ["list"]
-}
-# The CRL anew at once: what is revoked is refused only by who reads it there.
-path "pki/crl/rotate" {
-  capabilities = ["read"]
 }
 path "pki/cert/*" {
   capabilities = ["read"]
