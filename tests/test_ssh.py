@@ -239,7 +239,19 @@ def test_refusals(tmp_path: Path, users: Ssh, role: str, more: Any, problem: str
     assert not (tmp_path / "id-cert.pub").exists()
 
 
-@pytest.mark.parametrize("principals", [[], [""], ["a,root"]])
+def test_a_name_given_twice(tmp_path: Path, users: Ssh, hosts: Ssh) -> None:
+    """Vault names each principal once, and so does who asks for one twice."""
+    assert [USER] == sign(users, make_identity(tmp_path), principals=[USER, USER]).principals
+    make_key(tmp_path / "ssh_host_ed25519_key")
+    states = [
+        found.state
+        for _ in range(2)
+        for found in sign_host_keys(hosts, "recorders", [HOST, HOST], directory=tmp_path)
+    ]
+    assert ["signed", "current"] == states
+
+
+@pytest.mark.parametrize("principals", [[], [""], ["a,root"], [f" {USER}"], [f"{USER}\n"]])
 def test_no_principals(users: Ssh, principals: list[str]) -> None:
     """A certificate for everybody is never asked for, nor one for a user in another's name."""
     with make_ssh_key_pair().private, pytest.raises(ValueError, match="principals"):
@@ -512,6 +524,7 @@ def test_krl_grows(tmp_path: Path) -> None:
         ({"serials": [0], "ca_public_key": "x"}, "1 to"),
         ({"serials": [1 << 64], "ca_public_key": "x"}, "1 to"),
         ({"key_ids": ["a\nserial: 5"], "ca_public_key": "x"}, "one line"),
+        ({"key_ids": ["desk#2"], "ca_public_key": "x"}, "cannot revoke a key id with '#'"),
         ({"public_keys": ["serial: 5"]}, "no public key"),
         ({"public_keys": ["id: x"]}, "no public key"),
     ],

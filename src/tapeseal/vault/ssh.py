@@ -133,9 +133,13 @@ class Ssh(Engine):
             ValueError: the public key or a principal cannot be used.
         """
         key = _public_key(public_key)
-        if not principals or any(not each or "," in each for each in principals):
+        # Vault cuts blanks off, and names each once: another certificate than was asked for.
+        principals = [*dict.fromkeys(principals)]
+        if not principals or any(
+            not each or "," in each or each != each.strip() for each in principals
+        ):
             raise ValueError(
-                "a certificate names its principals, none of them empty or with a comma"
+                "a certificate names its principals, none of them empty, with a comma or with blanks around it"
             )
         valid = int(seconds or (HOST_SECONDS if host else USER_SECONDS))
         body: dict[str, Any] = {
@@ -357,7 +361,7 @@ def sign_host_keys(
         if (
             not force
             and have is not None
-            and sorted(have.principals) == sorted(names)
+            and {*have.principals} == {*names}
             and _is_of(have, public_key)
             and not _is_due(have, renew_before_seconds)
         ):
@@ -434,6 +438,11 @@ class Krl:
             raise ValueError("a serial number is 1 to 2**64 - 1")
         if any(not each or not each.isprintable() or each != each.strip() for each in key_ids):
             raise ValueError("a key id is one line, without blanks around it")
+        if any("#" in each for each in key_ids):
+            # ssh-keygen takes what follows for a comment, and would revoke another one.
+            raise ValueError(
+                "ssh-keygen cannot revoke a key id with '#': revoke the serial number or the public key"
+            )
         lines = [f"serial: {each}" for each in serials]
         lines += [f"id: {each}" for each in key_ids]
         lines += [_checked_line(each) for each in public_keys]
