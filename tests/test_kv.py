@@ -191,6 +191,43 @@ def test_patch_without_the_call(shaky: KeyValue, proxy: FaultProxy, path: str) -
         shaky.patch(path, {"a": "x"}, cas=1)
 
 
+def test_patch_without_the_right(bao: "Server", store: KeyValue, path: str) -> None:
+    """Where a policy forbids PATCH alone, the secret is read and written; where it forbids more, nothing is."""
+    store.write(path, {"a": "1", "b": "2"})
+    for rights, expected in (('"read", "update"', 2), ('"update"', None), ('"read"', None)):
+        rules = f'path "secret/data/{path}" {{ capabilities = [{rights}] }}'
+        token = bao.make_token(bao.policy(f"kv-{os.urandom(4).hex()}", rules))
+        with VaultSession(bao.address, login=Token(token)) as session:
+            if expected is not None:
+                assert expected == KeyValue(session).patch(path, {"a": "3"})
+            else:
+                with pytest.raises(AccessDeniedError):
+                    KeyValue(session).patch(path, {"a": "4"})
+    assert {"a": "3", "b": "2"} == shown(store, path)
+
+
+def test_a_lost_answer_to_a_patch_without_the_call(
+    shaky: KeyValue, proxy: FaultProxy, path: str
+) -> None:
+    """The write that stands for a patch is known for ours, though the caller named no version."""
+    shaky.write(path, {"a": "1", "b": "2"})
+    proxy.fault("PATCH", status=405, body={"errors": ["unsupported operation"]})
+    proxy.fault("POST /v1/secret/data", reset="after", times=1)
+    assert 2 == shaky.patch(path, {"a": "3"})
+    assert {"a": "3", "b": "2"} == shown(shaky, path)
+
+
+def test_somebody_elses_write_of_the_same_and_more(store: KeyValue, path: str) -> None:
+    """A version that has what we would write, and something else beside it, is not taken for ours."""
+    store.write(path, {"key": "1", "n": "1"})
+    store.write(path, {"key": "2", "n": "2"})
+    for call in (store.write, store.patch):
+        with pytest.raises(VersionConflictError, match="version 2 is the newest, not 1"):
+            call(path, {"key": "2"}, cas=1)
+    assert 2 == store.write(path, {"key": "2", "n": "2"}, cas=1)
+    assert 2 == store.patch(path, {"key": "2", "n": "2"}, cas=1)
+
+
 def test_list(store: KeyValue) -> None:
     """Folders end with a slash; a recursive list gives whole paths of secrets."""
     top = f"list-{os.urandom(6).hex()}"

@@ -18,6 +18,7 @@ from hvac.exceptions import InvalidPath, VaultError
 from tapeseal import audit
 from tapeseal._core import check_process, process_epoch
 from tapeseal.errors import (
+    AccessDeniedError,
     OutcomeUnknownError,
     SecretDeletedError,
     SecretNotFoundError,
@@ -280,9 +281,7 @@ class KeyValue:
                     raise VersionConflictError(
                         f"{name} takes no write without the version that it is to follow (cas)"
                     ) from None
-                if cas is None or _CAS_MISMATCH not in str(error):
-                    raise
-                number = self._own_write(path, members, cas)
+                raise
             entry.version = number
         self._seen[path] = max(self._seen.get(path, 0), number)
         return number
@@ -291,7 +290,12 @@ class KeyValue:
         body: dict[str, Any] = {"data": dict(members)}
         if cas is not None:
             body["options"] = {"cas": cas}
-        answer = self._ask("POST", f"data/{_quoted(path)}", body, idempotent=cas is not None)
+        try:
+            answer = self._ask("POST", f"data/{_quoted(path)}", body, idempotent=cas is not None)
+        except VaultRefusedError as error:
+            if cas is None or _CAS_MISMATCH not in str(error):
+                raise
+            return self._own_write(path, members, cas)
         return self._number(answer, path)
 
     def _patch(self, path: str, members: Mapping[str, Secret | str | None], cas: int | None) -> int:
@@ -300,9 +304,14 @@ class KeyValue:
             body["options"] = {"cas": cas}
         try:
             answer = self._ask("PATCH", f"data/{_quoted(path)}", body, idempotent=cas is not None)
-        except VaultRefusedError as error:
-            if error.status != 405:
-                raise
+        except (VaultRefusedError, AccessDeniedError) as error:
+            if isinstance(error, VaultRefusedError) and error.status != 405:
+                if cas is None or _CAS_MISMATCH not in str(error):
+                    raise
+                with contextlib.suppress(SecretNotFoundError), self.read(path, cas) as before:
+                    return self._own_write(path, {**before, **members}, cas)
+                # What the others were nobody can tell any more.
+                raise self._lost_to(path, cas) from None
             with self.read(path) as found:
                 if cas is not None and cas != found.version:
                     raise VersionConflictError(
@@ -324,16 +333,14 @@ class KeyValue:
         Raises:
             VersionConflictError: it is somebody else's.
         """
-        name = self._name(path)
-        try:
-            with self.read(path, cas + 1) as found:
-                # A patch leaves other members as they are: those that it named tell.
-                if all(_same(found.get(each), members[each]) for each in members):
-                    return cas + 1
-        except SecretNotFoundError:
-            pass
-        newest = self.metadata(path).current
-        raise VersionConflictError(_conflict(name, cas, newest))
+        with contextlib.suppress(SecretNotFoundError), self.read(path, cas + 1) as found:
+            # One that has these and more is not ours.
+            if all(_same(found.get(each), members.get(each)) for each in {*found, *members}):
+                return cas + 1
+        raise self._lost_to(path, cas)
+
+    def _lost_to(self, path: str, cas: int) -> VersionConflictError:
+        return VersionConflictError(_conflict(self._name(path), cas, self.metadata(path).current))
 
     def list(self, path: str = "", *, recursive: bool = False) -> Iterator[str]:
         """Yield the names under a path; those of folders end with a slash.
