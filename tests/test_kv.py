@@ -477,6 +477,34 @@ def test_cache_serves_what_is_old_while_vault_is_away(
     assert 1 == caplog.text.count("is read from Vault again")
 
 
+def test_cache_waits_once_for_a_vault_that_is_away(
+    shaky: KeyValue, proxy: FaultProxy, path: str
+) -> None:
+    """Threads that ask at the same time wait for one try together, not for one after the other."""
+    shaky.write(path, {"key": "1"})
+    with SecretCache(shaky, max_age_seconds=0, max_stale_seconds=60) as cache:
+        cache.read(path).close()
+        shaky.session.deadline = 1
+        proxy.refuse()
+        start = time.monotonic()
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda _: cache.read(path), range(8)))
+        assert time.monotonic() - start < 3
+        assert ["1"] * 8 == [each["key"].expose() for each in found]
+        assert None not in [each.stale_since for each in found]
+        assert 8 == cache.statistics().stale
+
+        def fails(number: int) -> str:
+            with pytest.raises(ServiceUnavailableError) as caught:
+                cache.read(f"{path}-2")
+            return str(caught.value)
+
+        start = time.monotonic()
+        with ThreadPoolExecutor(8) as pool:
+            assert 1 == len(set(pool.map(fails, range(8))))
+        assert time.monotonic() - start < 3
+
+
 def test_cache_gives_up(shaky: KeyValue, proxy: FaultProxy, path: str) -> None:
     """What is older than max_stale is wiped, and the outage is an error."""
     shaky.write(path, {"key": "1"})
@@ -545,7 +573,7 @@ def test_cache_is_not_for_a_fork(bao: "Server", path: str) -> None:
     """A fork gets an error, not what its parent read."""
     done = child(
         """
-        import os, sys
+        import os, signal, sys
         from tapeseal import ForkError
         from tapeseal.vault import Token, VaultSession
         from tapeseal.vault.kv import KeyValue, SecretCache
@@ -554,13 +582,20 @@ def test_cache_is_not_for_a_fork(bao: "Server", path: str) -> None:
         store.write(sys.argv[3], {"key": "1"})
         cache = SecretCache(store)
         cache.read(sys.argv[3])
+        cache._lock.acquire()  # As another thread may hold them.
+        cache._entries[sys.argv[3]].lock.acquire()
         if os.fork() == 0:
-            try:
-                cache.read(sys.argv[3])
-            except ForkError:
-                cache.close()
-                os._exit(7)
-            os._exit(1)
+            signal.alarm(10)
+            for call in (cache.read, cache.drop, lambda path: cache.statistics()):
+                try:
+                    call(sys.argv[3])
+                except ForkError:
+                    continue
+                os._exit(1)
+            cache.close()
+            os._exit(7)
+        cache._lock.release()
+        cache._entries[sys.argv[3]].lock.release()
         print(os.waitstatus_to_exitcode(os.wait()[1]))
         print(cache.read(sys.argv[3])["key"].expose())
         """,

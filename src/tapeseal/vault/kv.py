@@ -517,6 +517,8 @@ class _Entry:
         self.lock = threading.Lock()
         self.found: SecretVersion | None = None
         self.read_at = 0.0
+        self.failed_at = 0.0
+        self.problem = ""
         self.away_since: datetime | None = None
 
 
@@ -563,6 +565,7 @@ class SecretCache:
             ForkError: the cache is of the process that forked this one.
         """
         check_process(self._epoch)
+        asked = time.monotonic()
         with self._lock:
             if self._closed:
                 raise ValueError("the cache is closed")
@@ -577,22 +580,29 @@ class SecretCache:
                 self._wipe(each)
         with entry.lock:
             try:
-                return self._read(path, entry)
+                return self._read(path, entry, asked)
             finally:
                 with self._lock:
                     kept = not self._closed and self._entries.get(path) is entry
                 if not kept:
                     self._wipe(entry)
 
-    def _read(self, path: str, entry: _Entry) -> SecretVersion:
+    def _read(self, path: str, entry: _Entry, asked: float) -> SecretVersion:
         now = time.monotonic()
         if entry.found is not None and now - entry.read_at < self.max_age_seconds:
             self._counts["hits"] += 1
             return entry.found.copy()
+        if entry.failed_at > asked:
+            # The try that it waited for is its own too: each would take the whole deadline, one after the other.
+            if entry.found is None:
+                raise ServiceUnavailableError(entry.problem)
+            self._counts["stale"] += 1
+            return entry.found.copy(entry.away_since)
         try:
             found = self.store.read(path)
         except ServiceUnavailableError as error:
-            age = time.monotonic() - entry.read_at
+            entry.failed_at, entry.problem = time.monotonic(), str(error)
+            age = entry.failed_at - entry.read_at
             if entry.found is None or age >= self.max_stale_seconds:
                 self._wipe(entry)
                 raise
@@ -625,7 +635,12 @@ class SecretCache:
         entry.found = entry.away_since = None
 
     def drop(self, path: str) -> None:
-        """Forget a secret, so that the next read asks Vault."""
+        """Forget a secret, so that the next read asks Vault.
+
+        Raises:
+            ForkError: as read().
+        """
+        check_process(self._epoch)
         with self._lock:
             entry = self._entries.pop(path, None)
         if entry is not None:
@@ -633,20 +648,26 @@ class SecretCache:
                 self._wipe(entry)
 
     def statistics(self) -> CacheStatistics:
-        """Say what the cache has done so far."""
+        """Say what the cache has done so far.
+
+        Raises:
+            ForkError: as read().
+        """
+        check_process(self._epoch)
         with self._lock:
             return CacheStatistics(**self._counts, entries=len(self._entries))
 
     def close(self) -> None:
         """Wipe all; closing again does nothing."""
+        if process_epoch() != self._epoch:
+            return  # Wiped by the fork, whose locks nobody may ever release.
         with self._lock:
             self._closed = True
             entries = [*self._entries.values()]
             self._entries.clear()
-        if process_epoch() == self._epoch:
-            for entry in entries:
-                with entry.lock:
-                    self._wipe(entry)
+        for entry in entries:
+            with entry.lock:
+                self._wipe(entry)
 
     def __enter__(self) -> Self:
         return self
