@@ -77,8 +77,6 @@ class Child(NamedTuple):
             for number in _PASSED_ON
             if signal.getsignal(number) is not signal.SIG_IGN
         }
-        # Where whoever started us ignored this one, the exit code would be lost.
-        before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         try:
             process = subprocess.Popen(
                 self.arguments, executable=self.program, env=dict(environment)
