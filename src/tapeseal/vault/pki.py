@@ -279,11 +279,8 @@ class Pki(Engine):
         """
         for issuer in self.names("issuers"):
             chain = self.chain(issuer)
-            try:
-                certificate.verify_directly_issued_by(chain[0])
-            except (ValueError, TypeError, InvalidSignature):
-                continue
-            return chain
+            if is_issued_by(certificate, chain[0]):
+                return chain
         raise CertificateError(
             f"none of the issuers at {self.mount} has signed {serial_text(certificate.serial_number)}"
         )
@@ -305,6 +302,15 @@ class Pki(Engine):
         """Return an issuer's certificate and those above it. That needs no policy."""
         answer = self.request("GET", f"issuer/{issuer}/json")
         return [_parsed(each) for each in member(answer, "ca_chain", list)]
+
+
+def is_issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    """Whether an issuer has signed a certificate."""
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
 
 
 def make_request(
