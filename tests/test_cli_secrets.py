@@ -1,6 +1,7 @@
 """`tapeseal secrets`: values go in and come out by files, pipes and environments, never by arguments."""
 
 import base64
+import fcntl
 import json
 import os
 import signal
@@ -313,6 +314,24 @@ def test_run_passes_signals_on_and_sweeps(environment: dict[str, str], written: 
     assert file.exists()
     assert 0 == real(environment, "run", "--file", f"K={written}#key", "--", "true").returncode
     assert not file.parent.exists()
+
+
+@pytest.mark.server
+def test_sweep_goes_by_locks(environment: dict[str, str], written: str, tmp_path: Path) -> None:
+    """What a killed run left goes though its process id is another's, and what one of another container holds stays."""
+    memory = tmp_path / "memory"
+    left, held = memory / f"tapeseal-{os.getpid()}-left", memory / "tapeseal-999999999-held"
+    left.mkdir(parents=True)
+    held.mkdir()
+    environment["XDG_RUNTIME_DIR"] = str(memory)
+    fd = os.open(held, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        done = real(environment, "run", "--file", f"K={written}#key", "--", "true")
+    finally:
+        os.close(fd)
+    assert (0, b"") == (done.returncode, done.stderr)
+    assert [held] == list(memory.iterdir())
 
 
 @pytest.mark.server

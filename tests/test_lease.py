@@ -285,10 +285,12 @@ def test_change_is_told(session: VaultSession, path: str, caplog: pytest.LogCapt
     with DatabaseCredentials(session, path) as credentials:
         told = threading.Event()
         credentials.on_change(lambda: 1 / 0)
+        credentials.on_change(sys.exit)
         credentials.on_change(told.set)
         credentials.replace(credentials.current())
         assert told.wait(10)
-    assert "what is called on a change has failed" in caplog.text
+        assert credentials._thread.is_alive()
+    assert 2 == caplog.text.count("what is called on a change has failed")
 
 
 def test_close_in_a_callback(session: VaultSession, path: str, postgres: Postgres) -> None:

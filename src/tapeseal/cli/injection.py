@@ -1,6 +1,7 @@
 """tapeseal secrets run, render: secrets on their way to a program, past arguments and Python objects."""
 
 import contextlib
+import fcntl
 import functools
 import os
 import re
@@ -121,24 +122,40 @@ def memory_directory() -> Iterator[Path]:
     One that a killed process left behind is removed by the next.
     """
     memory = Path(os.environ.get("XDG_RUNTIME_DIR") or "/dev/shm")
-    for old in memory.glob("tapeseal-*-*"):
-        pid = old.name.split("-")[1]
-        with contextlib.suppress(OSError):
-            if old.stat().st_uid == os.geteuid() and not _is_alive(pid):
+    for old in memory.glob("tapeseal-[0-9]*-*"):
+        with contextlib.suppress(OSError), _locked(old, fcntl.LOCK_NB) as status:
+            if status.st_uid == os.geteuid():
                 shutil.rmtree(old)
+    with ExitStack() as stack:
+        while True:
+            try:
+                directory = Path(tempfile.mkdtemp(prefix=f"tapeseal-{os.getpid()}-", dir=memory))
+            except OSError as error:
+                error.strerror = f"no place for a file in memory: {error.strerror}"
+                raise
+            # Another run may have come between, and taken it for left behind.
+            with contextlib.suppress(FileNotFoundError):
+                stack.enter_context(_locked(directory))
+                if directory.exists():
+                    break
+        try:
+            yield directory
+        finally:
+            shutil.rmtree(directory)
+
+
+@contextmanager
+def _locked(directory: Path, flags: int = 0) -> Iterator[os.stat_result]:
+    """Hold the lock of a directory, which says that its process is alive; a process id may be another's by now.
+
+    A container may see no process of those that share its memory, and be number 1 itself, as the one before it was.
+    """
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        directory = Path(tempfile.mkdtemp(prefix=f"tapeseal-{os.getpid()}-", dir=memory))
-    except OSError as error:
-        error.strerror = f"no place for a file in memory: {error.strerror}"
-        raise
-    try:
-        yield directory
+        fcntl.flock(fd, fcntl.LOCK_EX | flags)
+        yield os.fstat(fd)
     finally:
-        shutil.rmtree(directory)
-
-
-def _is_alive(pid: str) -> bool:
-    return not pid.isdigit() or Path(f"/proc/{pid}").exists()
+        os.close(fd)
 
 
 def _write(fd: int, value: Secret | None) -> None:
