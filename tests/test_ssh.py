@@ -546,6 +546,12 @@ def test_a_file_that_is_no_krl(tmp_path: Path) -> None:
     assert before == path.read_text()
 
 
+def test_a_krl_that_is_not_there(tmp_path: Path) -> None:
+    """A list that cannot be read is an error, whatever its name is."""
+    with pytest.raises(CertificateError, match="could not be asked"):
+        Krl(tmp_path / "REVOKED").revokes(make_key(tmp_path / "key"))
+
+
 def test_two_runs_lose_nothing(tmp_path: Path) -> None:
     """Runs beside each other are refused or wait for nothing: what was said to be revoked is."""
     krl = Krl(tmp_path / "krl")

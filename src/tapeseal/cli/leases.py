@@ -127,6 +127,9 @@ def _write(file: Path, credential: "Credential") -> None:
     ):
         if "\n" in credential.username or ord("\n") in password:
             raise CredentialError("the credential has a line break, which no service file can hold")
+        if credential.username[-1:].isspace() or bytes(password[-1:]).isspace():
+            # libpq cuts it off.
+            raise CredentialError("the credential ends in a blank, which no service file can hold")
         write_all(fd, f"[{_SERVICE}]\nuser={credential.username}\npassword=".encode())
         write_all(fd, password)
         write_all(fd, b"\n")

@@ -459,7 +459,7 @@ class Krl:
             path = Path(name, "key.pub")
             path.write_text(f"{public_key.strip()}\n")
             code, said = _keygen("-Q", "-f", str(self.path), str(path))
-        if code and "REVOKED" not in said:
+        if code not in (0, 1) or (code and "REVOKED" not in said):
             raise CertificateError(f"{self.path} could not be asked: {plain(said)}")
         return code != 0
 
