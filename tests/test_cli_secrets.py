@@ -131,6 +131,7 @@ def test_a_value_as_an_argument_is_refused(run: Run, path: str, command: str) ->
         (["put", "secret/a", "k=@/dev/null"], "is empty"),
         (["put", "secret/a", "k=@/nowhere"], "No such file"),
         (["put", "secret/a", "k=generate:5"], "16 characters"),
+        (["metadata", "secret/a", "--delete-after", "9" * 12 + "d"], "is no time"),
         (["destroy", "secret/a", "--yes"], "which versions"),
         (["run", "--env", "A", "--", "true"], "NAME=PATH#MEMBER"),
         (["run", "--env", "A=secret/a", "--", "true"], "lacks the member"),

@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import json
+import math
 import os
 import re
 import shutil
@@ -415,6 +416,13 @@ def test_refusals(pki: Pki, role: str, name: str, problem: str) -> None:
     assert set() == leaks(caught.value, [str(pki.session._client.token)])
     with pytest.raises(CertificateError, match=problem):
         pki.issue(role, name, key_type="ec-256")
+
+
+@pytest.mark.parametrize("days", [0, -1, math.inf, math.nan])
+def test_validity_that_is_none(pki: Pki, days: float) -> None:
+    """A time that is none is never asked for."""
+    with pytest.raises(ValueError, match="positive number of days"):
+        pki.issue(ROLE, NAME, days=days)
 
 
 def test_least_policy(server: Server, issuer: VaultSession) -> None:

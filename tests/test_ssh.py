@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import datetime
 import json
+import math
 import re
 import stat
 import subprocess
@@ -256,6 +257,27 @@ def test_no_principals(users: Ssh, principals: list[str]) -> None:
     """A certificate for everybody is never asked for, nor one for a user in another's name."""
     with make_ssh_key_pair().private, pytest.raises(ValueError, match="principals"):
         users.sign(ROLE, make_ssh_key_pair().public, principals=principals)
+
+
+@pytest.mark.parametrize("seconds", [0, -5, math.inf, math.nan])
+def test_validity_that_is_none(tmp_path: Path, hosts: Ssh, seconds: float) -> None:
+    """A time that is none is refused, never taken for that of the role or of the mount."""
+    with pytest.raises(ValueError, match="positive number of seconds"):
+        sign(hosts, make_identity(tmp_path), "recorders", host=True, seconds=seconds)
+
+
+def test_part_of_a_second(tmp_path: Path, hosts: Ssh, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Less than a second is a second, not what Vault makes of 0: a month."""
+    asked = []
+
+    def request(method: str, path: str, body: dict[str, Any]) -> None:
+        asked.append(body["ttl"])
+        raise CertificateError("enough")
+
+    monkeypatch.setattr(hosts, "request", request)
+    with pytest.raises(CertificateError, match="enough"):
+        sign(hosts, make_identity(tmp_path), "recorders", host=True, seconds=0.5)
+    assert ["1s"] == asked
 
 
 @pytest.mark.parametrize("line", ["", "x", "ssh-ed25519 AAAA", "sk-ssh-ed25519@openssh.com AAAA"])

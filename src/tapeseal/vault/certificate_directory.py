@@ -36,6 +36,7 @@ from tapeseal.files import StrPath, new_file, sync_directory, write_all
 from tapeseal.secret import Secret
 from tapeseal.vault.file_set import FileSet
 from tapeseal.vault.pki import (
+    MOST_DAYS,
     VALIDITY_DAYS,
     IssuedCertificate,
     Pki,
@@ -65,7 +66,6 @@ ORDER: Final = "certificate.json"
 
 _RELOADED = "reloaded"
 _MOST_KEY_BYTES = 1 << 16
-_MOST_DAYS = 1e5
 _JSON_TYPES: Final[dict[str, Any]] = {
     "alt_names": list,
     "ip_addresses": list,
@@ -104,9 +104,9 @@ class CertificateOrder:
     def __post_init__(self) -> None:
         if self.key_type not in TLS_KEY_TYPES:
             raise ValueError(f"{self.key_type!r} is no type of key: {', '.join(TLS_KEY_TYPES)}")
-        if not self.role or not self.common_name or not 0 < self.days < _MOST_DAYS:
+        if not self.role or not self.common_name or not 0 < self.days < MOST_DAYS:
             raise ValueError("an order names a role, a common name and a positive number of days")
-        if not 0 <= self.renew_before_days < _MOST_DAYS:
+        if not 0 <= self.renew_before_days < MOST_DAYS:
             raise ValueError("a certificate is renewed 0 days or more before it ends")
 
     @property

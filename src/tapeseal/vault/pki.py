@@ -31,6 +31,7 @@ from tapeseal.vault.private_keys import TlsKey, load_tls_key
 from tapeseal.vault.session import VaultSession
 
 VALIDITY_DAYS: Final = 365
+MOST_DAYS: Final = 1e5
 
 _BACKDATED = datetime.timedelta(minutes=5)
 _HOST = re.compile(r"(?:\*\.)?(?:[A-Za-z0-9_-]{1,63}\.)*[A-Za-z0-9_-]{1,63}")
@@ -467,6 +468,8 @@ def _asked(
     for name in (*alt_names, *ip_addresses):
         if "," in name:
             raise ValueError(f"{name!r} is not one name")
+    if not 0 < days < MOST_DAYS:
+        raise ValueError(f"a certificate is valid for a positive number of days, not {days}")
     return {
         "common_name": common_name,
         "alt_names": ",".join(alt_names),

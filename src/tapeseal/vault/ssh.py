@@ -36,6 +36,7 @@ HOST_SECONDS: Final = 365 * 86400
 
 _KRL_VERSION = slice(12, 20)  # OpenSSH, PROTOCOL.krl: behind the magic and the format's version.
 _KEYGEN_SECONDS = 30
+_MOST_SECONDS = 1e10
 _UNTOLD = ".ssh_host_certificates.untold"
 
 
@@ -141,7 +142,13 @@ class Ssh(Engine):
             raise ValueError(
                 "a certificate names its principals, none of them empty, with a comma or with blanks around it"
             )
-        valid = int(seconds or (HOST_SECONDS if host else USER_SECONDS))
+        if seconds is None:
+            seconds = HOST_SECONDS if host else USER_SECONDS
+        if not 0 < seconds < _MOST_SECONDS:
+            raise ValueError(
+                f"a certificate is valid for a positive number of seconds, not {seconds}"
+            )
+        valid = max(int(seconds), 1)  # To Vault 0 means as long as the mount allows.
         body: dict[str, Any] = {
             "public_key": public_key,
             "cert_type": "host" if host else "user",
