@@ -217,6 +217,24 @@ def test_a_lost_answer_to_a_patch_without_the_call(
     assert {"a": "3", "b": "2"} == shown(shaky, path)
 
 
+@pytest.mark.parametrize("metadata", [True, False])
+def test_a_conflict_that_cannot_be_looked_at(
+    bao: "Server", store: KeyValue, path: str, metadata: bool
+) -> None:
+    """Who may write what it cannot read is told of a conflict all the same."""
+    store.write(path, {"key": "1"})
+    store.write(path, {"key": "2"})
+    rules = f'path "secret/data/{path}" {{ capabilities = ["create", "update", "patch"] }}\n'
+    if metadata:
+        rules += f'path "secret/metadata/{path}" {{ capabilities = ["read"] }}\n'
+    token = bao.make_token(bao.policy(f"kv-{os.urandom(4).hex()}", rules))
+    with VaultSession(bao.address, login=Token(token)) as session:
+        for call in (KeyValue(session).write, KeyValue(session).patch):
+            with pytest.raises(VersionConflictError, match="version 2 is" if metadata else "not"):
+                call(path, {"key": "3"}, cas=1)
+    assert {"key": "2"} == shown(store, path)
+
+
 def test_somebody_elses_write_of_the_same_and_more(store: KeyValue, path: str) -> None:
     """A version that has what we would write, and something else beside it, is not taken for ours."""
     store.write(path, {"key": "1", "n": "1"})

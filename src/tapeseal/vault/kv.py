@@ -308,10 +308,7 @@ class KeyValue:
             if isinstance(error, VaultRefusedError) and error.status != 405:
                 if cas is None or _CAS_MISMATCH not in str(error):
                     raise
-                with contextlib.suppress(SecretNotFoundError), self.read(path, cas) as before:
-                    return self._own_write(path, {**before, **members}, cas)
-                # What the others were nobody can tell any more.
-                raise self._lost_to(path, cas) from None
+                return self._own_write(path, members, cas, patch=True)
             with self.read(path) as found:
                 if cas is not None and cas != found.version:
                     raise VersionConflictError(
@@ -327,20 +324,32 @@ class KeyValue:
             raise SecretNotFoundError(f"there is no secret {self._name(path)} to patch")
         return self._number(answer, path)
 
-    def _own_write(self, path: str, members: Mapping[str, Secret | str | None], cas: int) -> int:
+    def _own_write(
+        self,
+        path: str,
+        members: Mapping[str, Secret | str | None],
+        cas: int,
+        *,
+        patch: bool = False,
+    ) -> int:
         """Return the version that follows `cas` if it is what we wrote, and its answer was lost.
 
         Raises:
-            VersionConflictError: it is somebody else's.
+            VersionConflictError: it is somebody else's, or nobody can tell.
         """
-        with contextlib.suppress(SecretNotFoundError), self.read(path, cas + 1) as found:
-            # One that has these and more is not ours.
-            if all(_same(found.get(each), members.get(each)) for each in {*found, *members}):
+        # A policy may let this token write what it cannot read.
+        unseen = contextlib.suppress(SecretNotFoundError, AccessDeniedError)
+        with unseen, contextlib.ExitStack() as stack:
+            found = stack.enter_context(self.read(path, cas + 1))
+            # A patch leaves others as they were. A version that has these and more is not ours.
+            before = stack.enter_context(self.read(path, cas)) if patch else {}
+            wanted: dict[str, Secret | str | None] = {**before, **members}
+            if all(_same(found.get(each), wanted.get(each)) for each in {*found, *wanted}):
                 return cas + 1
-        raise self._lost_to(path, cas)
-
-    def _lost_to(self, path: str, cas: int) -> VersionConflictError:
-        return VersionConflictError(_conflict(self._name(path), cas, self.metadata(path).current))
+        newest = None
+        with unseen:
+            newest = self.metadata(path).current
+        raise VersionConflictError(_conflict(self._name(path), cas, newest))
 
     def list(self, path: str = "", *, recursive: bool = False) -> Iterator[str]:
         """Yield the names under a path; those of folders end with a slash.
@@ -726,7 +735,11 @@ def _listed(versions: Sequence[int]) -> str | None:
     return ",".join(map(str, versions)) or None
 
 
-def _conflict(name: str, cas: int, newest: int) -> str:
+def _conflict(name: str, cas: int, newest: int | None) -> str:
+    if newest is None:
+        return (
+            f"{name} was changed meanwhile: version {cas} is not the newest; read it and try again"
+        )
     return f"{name} was changed meanwhile: version {newest} is the newest, not {cas}; read it and try again"
 
 
