@@ -1,11 +1,13 @@
 """`tapeseal secrets`: values go in and come out by files, pipes and environments, never by arguments."""
 
 import base64
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -129,6 +131,7 @@ def test_a_value_as_an_argument_is_refused(run: Run, path: str, command: str) ->
         (["put", "secret/a", "k=@/dev/null"], "is empty"),
         (["put", "secret/a", "k=@/nowhere"], "No such file"),
         (["put", "secret/a", "k=generate:5"], "16 characters"),
+        (["metadata", "secret/a", "--delete-after", "9" * 12 + "d"], "is no time"),
         (["destroy", "secret/a", "--yes"], "which versions"),
         (["run", "--env", "A", "--", "true"], "NAME=PATH#MEMBER"),
         (["run", "--env", "A=secret/a", "--", "true"], "lacks the member"),
@@ -230,6 +233,74 @@ def test_run_in_the_environment(environment: dict[str, str], written: str) -> No
 
 
 @pytest.mark.server
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_run_hands_on_no_signals_of_ours(environment: dict[str, str], written: str) -> None:
+    """The command ignores what this process was started to ignore, and nothing else; no exit code is lost."""
+    script = "import os, signal, sys; {}; os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    look = "grep SigIgn /proc/self/status; exit 7"
+
+    def ignored(option: str, *numbers: int) -> int:
+        lines = "; ".join(f"signal.signal({each:d}, signal.SIG_IGN)" for each in numbers) or "pass"
+        command = ["-m", "tapeseal", "secrets", "run", option, f"KEY={written}#key"]
+        done = subprocess.run(
+            [sys.executable, "-c", script.format(lines), *command, "--", "sh", "-c", look],
+            env=environment,
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        assert (7, b"") == (done.returncode, done.stderr)
+        return int(done.stdout.split()[1], 16)
+
+    assert [0, 0] == [ignored("--env"), ignored("--file")]
+    assert 0 == ignored("--file", signal.SIGCHLD)
+    assert 1 << signal.SIGHUP - 1 == ignored("--file", signal.SIGHUP)
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("option", ["--env", "--file"])
+def test_run_in_any_locale(
+    environment: dict[str, str], run: Run, path: str, tmp_path: Path, option: str
+) -> None:
+    """The command gets the value in UTF-8, whatever the locale says."""
+    (tmp_path / "value").write_text("p\xe4ss\u20ac", encoding="utf-8")
+    assert 0 == run("put", path, f"key=@{tmp_path / 'value'}").code
+    plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    script = 'printf %s "$KEY"' if option == "--env" else 'cat "$KEY"'
+    done = real(environment | plain, "run", option, f"KEY={path}#key", "--", "sh", "-c", script)
+    assert ("p\xe4ss\u20ac".encode(), b"") == (done.stdout, done.stderr)
+
+
+@pytest.mark.server
+def test_run_is_recorded(environment: dict[str, str], written: str, tmp_path: Path) -> None:
+    """The audit log says that the command was run, though it took the place of the process; and that it was not."""
+
+    def tapeseal(*arguments: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "tapeseal", *map(str, arguments)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    log, keyring = tmp_path / "audit.log", f"local:{tmp_path / 'audit.key'}"
+    assert 0 == tapeseal("keygen", tmp_path / "audit.key").returncode
+    assert 0 == tapeseal("audit", "create", log, "-k", keyring).returncode
+    environment |= {"TAPESEAL_AUDIT": str(log), "TAPESEAL_AUDIT_KEYRING": keyring}
+    command = ["secrets", "run", "--env", f"KEY={written}#key", "--"]
+    assert 0 == tapeseal(*command, "true").returncode
+    shown = tapeseal("audit", "show").stdout
+    assert 1 == shown.count("command.run tapeseal secrets run")
+    bad = tmp_path / "bad"
+    bad.write_bytes(b"\x7fELF")
+    bad.chmod(0o755)
+    done = tapeseal(*command, bad)
+    assert (3, True) == (done.returncode, "Exec format error" in done.stderr)
+
+
+@pytest.mark.server
 def test_run_with_a_file(environment: dict[str, str], written: str, tmp_path: Path) -> None:
     """The file is the user's alone, in memory, and gone when the command has ended."""
     script = 'stat -c "%a %n" "$KEY"; stat -f -c %T "$KEY"; stat -c %a "$(dirname "$KEY")"; cat "$KEY"; exit 3'
@@ -274,6 +345,24 @@ def test_run_passes_signals_on_and_sweeps(environment: dict[str, str], written: 
 
 
 @pytest.mark.server
+def test_sweep_goes_by_locks(environment: dict[str, str], written: str, tmp_path: Path) -> None:
+    """What a killed run left goes though its process id is another's, and what one of another container holds stays."""
+    memory = tmp_path / "memory"
+    left, held = memory / f"tapeseal-{os.getpid()}-left", memory / "tapeseal-999999999-held"
+    left.mkdir(parents=True)
+    held.mkdir()
+    environment["XDG_RUNTIME_DIR"] = str(memory)
+    fd = os.open(held, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        done = real(environment, "run", "--file", f"K={written}#key", "--", "true")
+    finally:
+        os.close(fd)
+    assert (0, b"") == (done.returncode, done.stderr)
+    assert [held] == list(memory.iterdir())
+
+
+@pytest.mark.server
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_nothing_is_left_in_memory(environment: dict[str, str], written: str) -> None:
     """While the command runs, the process that gave it a file has no copy of the value outside key memory."""
@@ -307,6 +396,43 @@ def test_render(run: Run, written: str, tmp_path: Path) -> None:
     assert 0o600 == out.stat().st_mode & 0o777
     assert expected == run("render", template, "-o", "-").out
     assert {"config", "config.in", "value"} == {each.name for each in tmp_path.iterdir()}
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(
+    "value",
+    [
+        "\"\\\n\r\t'#: ${x}",
+        "\0\x01\x1b",
+        "a\x7fb",
+        "a \x85 b\x9f",
+        "a \u2028 b",
+        "\ufffe",
+        "\U0001f511/",
+    ],
+    ids=ascii,
+)
+def test_render_for_json_toml_and_yaml(run: Run, path: str, tmp_path: Path, value: str) -> None:
+    """Any text comes out of each of the three as it was."""
+    yaml = pytest.importorskip("yaml")
+    (tmp_path / "value").write_text(value, encoding="utf-8", newline="")
+    assert 0 == run("put", path, f"key=@{tmp_path / 'value'}").code
+    template, out = tmp_path / "config.in", tmp_path / "config"
+    template.write_text(f'"${{{path}#key|json}}"')
+    assert 0 == run("render", template, "-o", out).code
+    text = out.read_text(encoding="utf-8")
+    assert value == json.loads(text)
+    assert {"k": value} == tomllib.loads(f"k = {text}\n")
+    assert {"k": value} == yaml.safe_load(f"k: {text}\n")
+
+
+@pytest.mark.server
+def test_render_keeps_the_rest(run: Run, written: str, tmp_path: Path) -> None:
+    """What is no reference comes out byte by byte."""
+    template, out = tmp_path / "config.in", tmp_path / "config"
+    template.write_bytes(f"a\r\n$$${{{{ {{ ${{{written}#user}}\r\n".encode())
+    assert (0, "", "") == run("render", template, "-o", out)
+    assert b"a\r\n$${{ { desk\r\n" == out.read_bytes()
 
 
 @pytest.mark.server

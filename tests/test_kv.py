@@ -191,6 +191,61 @@ def test_patch_without_the_call(shaky: KeyValue, proxy: FaultProxy, path: str) -
         shaky.patch(path, {"a": "x"}, cas=1)
 
 
+def test_patch_without_the_right(bao: "Server", store: KeyValue, path: str) -> None:
+    """Where a policy forbids PATCH alone, the secret is read and written; where it forbids more, nothing is."""
+    store.write(path, {"a": "1", "b": "2"})
+    for rights, expected in (('"read", "update"', 2), ('"update"', None), ('"read"', None)):
+        rules = f'path "secret/data/{path}" {{ capabilities = [{rights}] }}'
+        token = bao.make_token(bao.policy(f"kv-{os.urandom(4).hex()}", rules))
+        with VaultSession(bao.address, login=Token(token)) as session:
+            if expected is not None:
+                assert expected == KeyValue(session).patch(path, {"a": "3"})
+            else:
+                with pytest.raises(AccessDeniedError):
+                    KeyValue(session).patch(path, {"a": "4"})
+    assert {"a": "3", "b": "2"} == shown(store, path)
+
+
+def test_a_lost_answer_to_a_patch_without_the_call(
+    shaky: KeyValue, proxy: FaultProxy, path: str
+) -> None:
+    """The write that stands for a patch is known for ours, though the caller named no version."""
+    shaky.write(path, {"a": "1", "b": "2"})
+    proxy.fault("PATCH", status=405, body={"errors": ["unsupported operation"]})
+    proxy.fault("POST /v1/secret/data", reset="after", times=1)
+    assert 2 == shaky.patch(path, {"a": "3"})
+    assert {"a": "3", "b": "2"} == shown(shaky, path)
+
+
+@pytest.mark.parametrize("metadata", [True, False])
+def test_a_conflict_that_cannot_be_looked_at(
+    bao: "Server", store: KeyValue, path: str, metadata: bool
+) -> None:
+    """Who may write what it cannot read is told of a conflict all the same."""
+    store.write(path, {"key": "1"})
+    store.write(path, {"key": "2"})
+    rules = f'path "secret/data/{path}" {{ capabilities = ["create", "update", "patch"] }}\n'
+    if metadata:
+        rules += f'path "secret/metadata/{path}" {{ capabilities = ["read"] }}\n'
+    token = bao.make_token(bao.policy(f"kv-{os.urandom(4).hex()}", rules))
+    with VaultSession(bao.address, login=Token(token)) as session:
+        for call in (KeyValue(session).write, KeyValue(session).patch):
+            with pytest.raises(VersionConflictError, match="version 2 is" if metadata else "not"):
+                call(path, {"key": "3"}, cas=1)
+    assert {"key": "2"} == shown(store, path)
+
+
+def test_somebody_elses_write_of_the_same_and_more(store: KeyValue, path: str) -> None:
+    """A version that has what we would write, and something else beside it, is not taken for ours."""
+    store.write(path, {"key": "1", "n": "1"})
+    store.write(path, {"key": "2", "n": "2"})
+    for call in (store.write, store.patch):
+        with pytest.raises(VersionConflictError, match="version 2 is the newest, not 1"):
+            call(path, {"key": "2"}, cas=1)
+    assert 2 == store.write(path, {"key": "2", "n": "2"}, cas=1)
+    assert 2 == store.patch(path, {"key": "2", "n": "2"}, cas=1)
+
+
 def test_list(store: KeyValue) -> None:
     """Folders end with a slash; a recursive list gives whole paths of secrets."""
     top = f"list-{os.urandom(6).hex()}"
@@ -440,6 +495,34 @@ def test_cache_serves_what_is_old_while_vault_is_away(
     assert 1 == caplog.text.count("is read from Vault again")
 
 
+def test_cache_waits_once_for_a_vault_that_is_away(
+    shaky: KeyValue, proxy: FaultProxy, path: str
+) -> None:
+    """Threads that ask at the same time wait for one try together, not for one after the other."""
+    shaky.write(path, {"key": "1"})
+    with SecretCache(shaky, max_age_seconds=0, max_stale_seconds=60) as cache:
+        cache.read(path).close()
+        shaky.session.deadline = 1
+        proxy.refuse()
+        start = time.monotonic()
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda _: cache.read(path), range(8)))
+        assert time.monotonic() - start < 3
+        assert ["1"] * 8 == [each["key"].expose() for each in found]
+        assert None not in [each.stale_since for each in found]
+        assert 8 == cache.statistics().stale
+
+        def fails(number: int) -> str:
+            with pytest.raises(ServiceUnavailableError) as caught:
+                cache.read(f"{path}-2")
+            return str(caught.value)
+
+        start = time.monotonic()
+        with ThreadPoolExecutor(8) as pool:
+            assert 1 == len(set(pool.map(fails, range(8))))
+        assert time.monotonic() - start < 3
+
+
 def test_cache_gives_up(shaky: KeyValue, proxy: FaultProxy, path: str) -> None:
     """What is older than max_stale is wiped, and the outage is an error."""
     shaky.write(path, {"key": "1"})
@@ -508,7 +591,7 @@ def test_cache_is_not_for_a_fork(bao: "Server", path: str) -> None:
     """A fork gets an error, not what its parent read."""
     done = child(
         """
-        import os, sys
+        import os, signal, sys
         from tapeseal import ForkError
         from tapeseal.vault import Token, VaultSession
         from tapeseal.vault.kv import KeyValue, SecretCache
@@ -517,13 +600,20 @@ def test_cache_is_not_for_a_fork(bao: "Server", path: str) -> None:
         store.write(sys.argv[3], {"key": "1"})
         cache = SecretCache(store)
         cache.read(sys.argv[3])
+        cache._lock.acquire()  # As another thread may hold them.
+        cache._entries[sys.argv[3]].lock.acquire()
         if os.fork() == 0:
-            try:
-                cache.read(sys.argv[3])
-            except ForkError:
-                cache.close()
-                os._exit(7)
-            os._exit(1)
+            signal.alarm(10)
+            for call in (cache.read, cache.drop, lambda path: cache.statistics()):
+                try:
+                    call(sys.argv[3])
+                except ForkError:
+                    continue
+                os._exit(1)
+            cache.close()
+            os._exit(7)
+        cache._lock.release()
+        cache._entries[sys.argv[3]].lock.release()
         print(os.waitstatus_to_exitcode(os.wait()[1]))
         print(cache.read(sys.argv[3])["key"].expose())
         """,

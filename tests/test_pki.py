@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import json
+import math
 import os
 import re
 import shutil
@@ -415,6 +416,13 @@ def test_refusals(pki: Pki, role: str, name: str, problem: str) -> None:
     assert set() == leaks(caught.value, [str(pki.session._client.token)])
     with pytest.raises(CertificateError, match=problem):
         pki.issue(role, name, key_type="ec-256")
+
+
+@pytest.mark.parametrize("days", [0, -1, math.inf, math.nan])
+def test_validity_that_is_none(pki: Pki, days: float) -> None:
+    """A time that is none is never asked for."""
+    with pytest.raises(ValueError, match="positive number of days"):
+        pki.issue(ROLE, NAME, days=days)
 
 
 def test_least_policy(server: Server, issuer: VaultSession) -> None:
@@ -945,6 +953,26 @@ def test_a_root_of_ones_own(tmp_path: Path, pki: Pki, issuer: VaultSession) -> N
     assert "renewed" == made.renew(issuer).state
 
 
+def test_pending_of_another_issuer(tmp_path: Path, pki: Pki) -> None:
+    """Where it was Vault that had the wrong issuer, mending that is enough: what it had signed is given up."""
+    session, mount = pki.session, f"desk/mended-{os.urandom(4).hex()}"
+    roles = {ROLE: host_role(["feeds.example.com"])}
+    set_up_authority(Pki(session, mount), "Wrong Root", roles=roles)
+    write(tmp_path / "right.pem", pki.chain()[-1])
+    asked = order(mount=mount, ca_file=str(tmp_path / "right.pem"))
+    made = CertificateDirectory.create(tmp_path / "tls", asked)
+    for _ in range(2):
+        with pytest.raises(CertificateError, match="does not hold"):
+            made.renew(session)
+    assert 1 == len(Pki(session, mount).certificates(common_name=NAME))
+    session.request("DELETE", f"sys/mounts/{mount}")
+    root = Pki(session, ROOT)
+    set_up_authority(Pki(session, mount), "Right Issuer", parent=root, roles=roles)
+    session.deadline = 2  # The server fails to revoke what its issuers have not signed.
+    assert "renewed" == made.renew(session).state
+    assert verifies(set_of(made))
+
+
 def test_pending_for_another_order(tmp_path: Path, lossy: tuple[FaultProxy, Pki]) -> None:
     """A certificate that was signed for an order as it was before is revoked, and never used."""
     proxy, pki = lossy
@@ -1057,11 +1085,18 @@ def test_an_order_that_others_can_write(directory: CertificateDirectory, what: s
         '{"role": "a", "common_name": "b", "colour": "red"}',
         '{"role": "a", "common_name": "b", "days": "365"}',
         '{"role": "a", "common_name": "b", "days": -1}',
+        '{"role": "a", "common_name": "b", "days": NaN}',
+        '{"role": "a", "common_name": "b", "days": 1e300}',
+        '{"role": "a", "common_name": "b", "renew_before_days": -5}',
+        '{"role": "a", "common_name": "b", "renew_before_days": NaN}',
         '{"role": "a", "common_name": "b", "alt_names": "c"}',
         '{"role": "a", "common_name": "b", "key_type": "dsa-1024"}',
         '{"role": "a", "common_name": "b", "reload": "touch x"}',
         '{"role": "a", "common_name": "b", "reload": {}}',
         '{"role": "a", "common_name": "b", "reload": {"command": "touch x"}}',
+        '{"role": "a", "common_name": "b", "reload": {"command": [1]}}',
+        '{"role": "a", "common_name": "b", "reload": {"command": ["y"], "seconds": "60"}}',
+        '{"role": "a", "common_name": "b", "reload": {"command": ["y"], "seconds": -1}}',
         '{"role": "a", "common_name": "b", "reload": {"pid_file": "x", "signal": "KILL"}}',
         '{"role": "a", "common_name": "b", "reload": {"pid_file": "x", "command": ["y"]}}',
     ],

@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import datetime
 import json
+import math
 import re
 import stat
 import subprocess
@@ -239,11 +240,44 @@ def test_refusals(tmp_path: Path, users: Ssh, role: str, more: Any, problem: str
     assert not (tmp_path / "id-cert.pub").exists()
 
 
-@pytest.mark.parametrize("principals", [[], [""], ["a,root"]])
+def test_a_name_given_twice(tmp_path: Path, users: Ssh, hosts: Ssh) -> None:
+    """Vault names each principal once, and so does who asks for one twice."""
+    assert [USER] == sign(users, make_identity(tmp_path), principals=[USER, USER]).principals
+    make_key(tmp_path / "ssh_host_ed25519_key")
+    states = [
+        found.state
+        for _ in range(2)
+        for found in sign_host_keys(hosts, "recorders", [HOST, HOST], directory=tmp_path)
+    ]
+    assert ["signed", "current"] == states
+
+
+@pytest.mark.parametrize("principals", [[], [""], ["a,root"], [f" {USER}"], [f"{USER}\n"]])
 def test_no_principals(users: Ssh, principals: list[str]) -> None:
     """A certificate for everybody is never asked for, nor one for a user in another's name."""
     with make_ssh_key_pair().private, pytest.raises(ValueError, match="principals"):
         users.sign(ROLE, make_ssh_key_pair().public, principals=principals)
+
+
+@pytest.mark.parametrize("seconds", [0, -5, math.inf, math.nan])
+def test_validity_that_is_none(tmp_path: Path, hosts: Ssh, seconds: float) -> None:
+    """A time that is none is refused, never taken for that of the role or of the mount."""
+    with pytest.raises(ValueError, match="positive number of seconds"):
+        sign(hosts, make_identity(tmp_path), "recorders", host=True, seconds=seconds)
+
+
+def test_part_of_a_second(tmp_path: Path, hosts: Ssh, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Less than a second is a second, not what Vault makes of 0: a month."""
+    asked = []
+
+    def request(method: str, path: str, body: dict[str, Any]) -> None:
+        asked.append(body["ttl"])
+        raise CertificateError("enough")
+
+    monkeypatch.setattr(hosts, "request", request)
+    with pytest.raises(CertificateError, match="enough"):
+        sign(hosts, make_identity(tmp_path), "recorders", host=True, seconds=0.5)
+    assert ["1s"] == asked
 
 
 @pytest.mark.parametrize("line", ["", "x", "ssh-ed25519 AAAA", "sk-ssh-ed25519@openssh.com AAAA"])
@@ -512,6 +546,7 @@ def test_krl_grows(tmp_path: Path) -> None:
         ({"serials": [0], "ca_public_key": "x"}, "1 to"),
         ({"serials": [1 << 64], "ca_public_key": "x"}, "1 to"),
         ({"key_ids": ["a\nserial: 5"], "ca_public_key": "x"}, "one line"),
+        ({"key_ids": ["desk#2"], "ca_public_key": "x"}, "cannot revoke a key id with '#'"),
         ({"public_keys": ["serial: 5"]}, "no public key"),
         ({"public_keys": ["id: x"]}, "no public key"),
     ],
@@ -531,6 +566,12 @@ def test_a_file_that_is_no_krl(tmp_path: Path) -> None:
     with pytest.raises(CertificateError, match="could not be added to"):
         Krl(path).revoke(public_keys=[before])
     assert before == path.read_text()
+
+
+def test_a_krl_that_is_not_there(tmp_path: Path) -> None:
+    """A list that cannot be read is an error, whatever its name is."""
+    with pytest.raises(CertificateError, match="could not be asked"):
+        Krl(tmp_path / "REVOKED").revokes(make_key(tmp_path / "key"))
 
 
 def test_two_runs_lose_nothing(tmp_path: Path) -> None:

@@ -238,6 +238,20 @@ def test_a_batch_of_large_items(engine):
 
 
 @pytest.mark.server
+def test_a_batch_of_long_messages(engine):
+    """What a server takes in one request counts what is signed and what is bound, not the answer alone."""
+    engine.create_key("long", type="ed25519")
+    messages = [bytes([number]) * (13 << 20) for number in range(3)]
+    signatures = engine.sign_batch("long", messages, "ed25519")
+    signed = list(zip(messages, signatures, strict=True))
+    assert [None] * 3 == engine.verify_batch("long", signed, "ed25519")
+    bound = b"a" * (1 << 20)
+    ciphertexts = engine.encrypt_batch("plain", [b"x"] * 30, associated_data=bound)
+    opened = engine.decrypt_batch("plain", ciphertexts, associated_data=bound)
+    assert [b"x"] * 30 == [content(each) for each in opened]
+
+
+@pytest.mark.server
 @pytest.mark.parametrize("bad", [[0], [1], [0, 2], [0, 1, 2]])
 def test_a_batch_with_bad_items(engine, bad):
     """Those that do not open are errors in their places, and leave the others alone."""

@@ -72,12 +72,14 @@ class Secret(Closing):
         Raises:
             ValueError: it is closed, or no UTF-8.
         """
+        text = None
         with self._buffer, memoryview(self._buffer) as view:
-            try:
-                return str(view, "utf-8")
-            except UnicodeDecodeError:
-                pass
-        raise ValueError("the secret is no text in UTF-8")
+            with contextlib.suppress(UnicodeDecodeError):
+                text = str(view, "utf-8")
+            self._check_open()
+        if text is None:
+            raise ValueError("the secret is no text in UTF-8")
+        return text
 
     def copy(self) -> Self:
         """Return another Secret of the same text, in memory of its own."""
@@ -85,7 +87,13 @@ class Secret(Closing):
             copy = _core.SecretBuffer(len(view), writable=True)
             with copy:
                 _core.copy_into(copy, 0, view)
+            self._check_open()
         return type(self)(copy)
+
+    def _check_open(self) -> None:
+        """Refuse what was read while another thread closed the secret: it may be zeros."""
+        if self._buffer.closed:
+            raise ValueError("the secret is closed")
 
     @property
     def closed(self) -> bool:

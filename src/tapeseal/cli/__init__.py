@@ -1,6 +1,7 @@
 """The command `tapeseal`; what it needs beyond the library comes with `tapeseal[cli]`."""
 
 import importlib.util
+import signal
 import sys
 from typing import NoReturn
 
@@ -15,6 +16,8 @@ def main() -> NoReturn:
             file=sys.stderr,
         )
         sys.exit(2)
+    # Where whoever started us ignored this one, the exit codes of commands, hooks and ssh-keygen would all be 0.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     from tapeseal.cli.app import run
 
     sys.exit(run())

@@ -1,11 +1,12 @@
 """The command and its subcommands, each loaded when it is called."""
 
+import contextlib
 import io
 import os
 import sys
 import warnings
-from collections.abc import Sequence
-from typing import Any, TextIO
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TextIO
 
 import click
 
@@ -35,6 +36,10 @@ _COMMANDS = {
     "doctor": ("doctor", "Look at a set-up and say what to mend."),
     "completion": ("completion", "Print the script that completes this command in a shell."),
 }
+
+
+_Outcome = int | Callable[[], NoReturn]
+"""What a command comes to: an exit code, or what has another program take the place of this one."""
 
 
 class _ReaderGoneError(Exception):
@@ -128,18 +133,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     try:
-        names = [] if audit.active() is None else _command_names(arguments)
-        if not names:
-            return _main(arguments)
-        try:
-            return _audited_main(arguments, names)
-        except errors.AuditError as error:
-            if names[0] != "audit":
-                raise
-            # What looks at the log must work where the log does not.
-            failures.say(str(error), "warning")
-            audit.stop()
-            return _main(arguments)
+        outcome = _outcome(arguments)
+        if isinstance(outcome, int):
+            return outcome
+        _close_log()
+        outcome()
     except _ReaderGoneError:
         return failures.BROKEN_PIPE
     except (click.Abort, KeyboardInterrupt) as error:
@@ -155,21 +153,48 @@ def _run(arguments: Sequence[str] | None) -> int:
         return failures.report(error)
 
 
-def _main(arguments: Sequence[str] | None) -> int:
-    code = cli.main(arguments, prog_name="tapeseal", standalone_mode=False)
-    return code if isinstance(code, int) else failures.OK
+def _outcome(arguments: Sequence[str] | None) -> _Outcome:
+    names = [] if audit.active() is None else _command_names(arguments)
+    if not names:
+        return _main(arguments)
+    try:
+        return _audited_main(arguments, names)
+    except errors.AuditError as error:
+        if names[0] != "audit":
+            raise
+        # What looks at the log must work where the log does not.
+        failures.say(str(error), "warning")
+        audit.stop()
+        return _main(arguments)
 
 
-def _audited_main(arguments: Sequence[str] | None, names: Sequence[str]) -> int:
+def _main(arguments: Sequence[str] | None) -> _Outcome:
+    outcome: Any = cli.main(arguments, prog_name="tapeseal", standalone_mode=False)
+    return outcome if isinstance(outcome, int) or callable(outcome) else failures.OK
+
+
+def _audited_main(arguments: Sequence[str] | None, names: Sequence[str]) -> _Outcome:
     """Run the command, and have it recorded: its name alone, for an argument may be anything."""
     with audit.operation("command.run", " ".join(["tapeseal", *names])) as entry:
+        outcome: _Outcome
         try:
-            code = _main(arguments)
+            outcome = _main(arguments)
         except _ReaderGoneError:
-            code = failures.BROKEN_PIPE
-        if code:
-            entry.result = f"exit {code}"
-        return code
+            outcome = failures.BROKEN_PIPE
+        if isinstance(outcome, int) and outcome:
+            entry.result = f"exit {outcome}"
+        return outcome
+
+
+def _close_log() -> None:
+    """Have the log on the disk before another program takes the place of this one."""
+    log = audit.active()
+    if log is not None:
+        from tapeseal.audit_log.log import AuditLog
+
+        if isinstance(log, AuditLog):
+            with contextlib.suppress(errors.AuditError):
+                log.close()
 
 
 def _command_names(arguments: Sequence[str] | None) -> list[str]:

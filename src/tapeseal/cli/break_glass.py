@@ -12,7 +12,7 @@ import click
 
 from tapeseal import audit
 from tapeseal.cli import failures, options, output
-from tapeseal.cli.child import Child
+from tapeseal.cli.child import Child, as_variable
 from tapeseal.cli.injection import memory_directory
 from tapeseal.cli.kv import gathered
 from tapeseal.cli.vault_init import custodians, public_keys, threshold
@@ -282,7 +282,7 @@ def open_(
         opened = stack.enter_context(open_package(package, request, approvals))
         environment = dict(os.environ)
         for name, secret in variables.items():
-            environment[name] = _secret(opened, secret).expose()
+            environment[name] = as_variable(_secret(opened, secret))
         if in_files:
             directory = stack.enter_context(memory_directory())
             for name, secret in in_files.items():

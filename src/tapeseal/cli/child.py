@@ -8,7 +8,9 @@ import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from types import FrameType
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
+
+from tapeseal.secret import Secret
 
 _PASSED_ON = (
     signal.SIGTERM,
@@ -19,6 +21,8 @@ _PASSED_ON = (
     signal.SIGUSR2,
 )
 _OF_THE_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
+# Python ignores these, and what is ignored stays so over execve.
+_IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 _LAST_SECONDS = 10.0
 
 
@@ -49,7 +53,8 @@ class Child(NamedTuple):
         """Run it to its end and return its exit code, 128 + N where signal N has ended it.
 
         Signals that would end this process go to the command. It is of the same process group, so that those of the
-        terminal, as for Ctrl-C, reach it by themselves.
+        terminal, as for Ctrl-C, reach it by themselves. What this process was started to ignore, as by nohup, the
+        command ignores too.
 
         Args:
             environment: its variables.
@@ -67,7 +72,11 @@ class Child(NamedTuple):
             else:
                 process.send_signal(number)
 
-        before = {number: signal.signal(number, pass_on) for number in _PASSED_ON}
+        before = {
+            number: signal.signal(number, pass_on)
+            for number in _PASSED_ON
+            if signal.getsignal(number) is not signal.SIG_IGN
+        }
         try:
             process = subprocess.Popen(
                 self.arguments, executable=self.program, env=dict(environment)
@@ -87,6 +96,28 @@ class Child(NamedTuple):
             for number, handler in before.items():
                 signal.signal(number, handler)
         return 128 - code if code < 0 else code
+
+    def take_place(self, environment: Mapping[str, str]) -> NoReturn:
+        """Run it in the place of this process.
+
+        Args:
+            environment: its variables.
+
+        Raises:
+            OSError: it cannot be run.
+        """
+        before = {number: signal.signal(number, signal.SIG_DFL) for number in _IGNORED_BY_PYTHON}
+        try:
+            os.execve(self.program, list(self.arguments), dict(environment))
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def as_variable(value: Secret) -> str:
+    """Return a value for an environment, where it stands in UTF-8 whatever the locale says."""
+    with value.buffer as buffer, memoryview(buffer) as view:
+        return os.fsdecode(bytes(view))
 
 
 def _is_in_foreground() -> bool:

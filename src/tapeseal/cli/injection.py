@@ -1,6 +1,8 @@
 """tapeseal secrets run, render: secrets on their way to a program, past arguments and Python objects."""
 
 import contextlib
+import fcntl
+import functools
 import os
 import re
 import shutil
@@ -9,11 +11,11 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from tapeseal.cli.child import Child
+from tapeseal.cli.child import Child, as_variable
 from tapeseal.cli.kv import Place, stores
 from tapeseal.files import new_file, write_all
 from tapeseal.secret import Secret
@@ -71,7 +73,9 @@ def _pairs(texts: Sequence[str]) -> dict[str, Place]:
     help="Put a value into a file in memory that NAME names; can be given several times.",
 )
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-def run(env: tuple[str, ...], files: tuple[str, ...], command: tuple[str, ...]) -> int:
+def run(
+    env: tuple[str, ...], files: tuple[str, ...], command: tuple[str, ...]
+) -> int | Callable[[], NoReturn]:
     """Run a command with secrets in its environment, or in files for its eyes alone.
 
     \b
@@ -94,13 +98,14 @@ def run(env: tuple[str, ...], files: tuple[str, ...], command: tuple[str, ...]) 
         read = _Reader(stack.enter_context(stores()), stack)
         for name, place in variables.items():
             value = read(place)
-            environment[name] = "" if value is None else value.expose()
+            environment[name] = "" if value is None else as_variable(value)
             if "\0" in environment[name]:
                 raise click.UsageError(
                     f"{place} has a zero byte, which no environment can: use --file"
                 )
         if not in_files:
-            os.execve(child.program, list(child.arguments), environment)
+            # Once all that is open here is closed.
+            return functools.partial(child.take_place, environment)
         directory = stack.enter_context(memory_directory())
         for name, place in in_files.items():
             path = directory / name
@@ -117,24 +122,40 @@ def memory_directory() -> Iterator[Path]:
     One that a killed process left behind is removed by the next.
     """
     memory = Path(os.environ.get("XDG_RUNTIME_DIR") or "/dev/shm")
-    for old in memory.glob("tapeseal-*-*"):
-        pid = old.name.split("-")[1]
-        with contextlib.suppress(OSError):
-            if old.stat().st_uid == os.geteuid() and not _is_alive(pid):
+    for old in memory.glob("tapeseal-[0-9]*-*"):
+        with contextlib.suppress(OSError), _locked(old, fcntl.LOCK_NB) as status:
+            if status.st_uid == os.geteuid():
                 shutil.rmtree(old)
+    with ExitStack() as stack:
+        while True:
+            try:
+                directory = Path(tempfile.mkdtemp(prefix=f"tapeseal-{os.getpid()}-", dir=memory))
+            except OSError as error:
+                error.strerror = f"no place for a file in memory: {error.strerror}"
+                raise
+            # Another run may have come between, and taken it for left behind.
+            with contextlib.suppress(FileNotFoundError):
+                stack.enter_context(_locked(directory))
+                if directory.exists():
+                    break
+        try:
+            yield directory
+        finally:
+            shutil.rmtree(directory)
+
+
+@contextmanager
+def _locked(directory: Path, flags: int = 0) -> Iterator[os.stat_result]:
+    """Hold the lock of a directory, which says that its process is alive; a process id may be another's by now.
+
+    A container may see no process of those that share its memory, and be number 1 itself, as the one before it was.
+    """
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        directory = Path(tempfile.mkdtemp(prefix=f"tapeseal-{os.getpid()}-", dir=memory))
-    except OSError as error:
-        error.strerror = f"no place for a file in memory: {error.strerror}"
-        raise
-    try:
-        yield directory
+        fcntl.flock(fd, fcntl.LOCK_EX | flags)
+        yield os.fstat(fd)
     finally:
-        shutil.rmtree(directory)
-
-
-def _is_alive(pid: str) -> bool:
-    return not pid.isdigit() or Path(f"/proc/{pid}").exists()
+        os.close(fd)
 
 
 def _write(fd: int, value: Secret | None) -> None:
@@ -146,7 +167,7 @@ def _write(fd: int, value: Secret | None) -> None:
 def _in_json(value: Secret) -> Secret:
     from tapeseal.transport.scanner import in_string
 
-    return Secret(in_string(value.buffer))
+    return Secret(in_string(value.buffer, of_any=True))
 
 
 def _in_base64(value: Secret) -> Secret:
@@ -167,13 +188,13 @@ def render(template: str, out: str) -> None:
 
     \b
       ${secret/binance#key}          the value as it is
-      ${secret/binance#key|json}     as between the quotes of JSON, TOML or YAML
+      ${secret/binance#key|json}     as between the double quotes of JSON, TOML or YAML
       ${secret/binance#key|base64}   in base64
       $${                            stands for ${ itself
 
     All of it is read before anything is written; where a member is missing, nothing is.
     """
-    with open(template, encoding="utf-8") as file:
+    with open(template, encoding="utf-8", newline="") as file:
         text = file.read(_MAX_TEMPLATE + 1)
     if len(text) > _MAX_TEMPLATE:
         raise click.UsageError(f"{template} has more than {_MAX_TEMPLATE} characters")
@@ -181,8 +202,16 @@ def render(template: str, out: str) -> None:
         read: _Reader | None = None
         parts: list[bytes | Secret] = []
         at = 0
+
+        def literal(stop: int) -> bytes:
+            between = text[at:stop]
+            if "${" in between:
+                line = text.count("\n", 0, at + between.index("${")) + 1
+                raise click.UsageError(f"{template}:{line}: a reference has no end")
+            return between.encode()
+
         for found in _REFERENCE.finditer(text):
-            parts.append(text[at : found.start()].encode())
+            parts.append(literal(found.start()))
             at = found.end()
             if found[0] == "$${":
                 parts.append(b"${")
@@ -201,10 +230,7 @@ def render(template: str, out: str) -> None:
             value = read(place)
             if value is not None:
                 parts.append(value if write is None else stack.enter_context(write(value)))
-        parts.append(text[at:].encode())
-        if "${" in (rest := _REFERENCE.sub("", text)):
-            line = text.count("\n", 0, text.find(rest[rest.index("${") :][:20])) + 1
-            raise click.UsageError(f"{template}:{line}: a reference has no end")
+        parts.append(literal(len(text)))
         if out == "-":
             sys.stdout.flush()
             _write_parts(sys.stdout.fileno(), parts)

@@ -350,9 +350,10 @@ def metadata(
 
 def _duration(text: str) -> timedelta:
     found = _DURATION.fullmatch(text)
-    if found is None:
-        raise click.UsageError(f"{text!r} is no time: 90d, 12h, 30m or 20s")
-    return timedelta(**{_UNITS[found[2]]: int(found[1])})
+    if found is not None:
+        with contextlib.suppress(OverflowError):
+            return timedelta(**{_UNITS[found[2]]: int(found[1])})
+    raise click.UsageError(f"{text!r} is no time: 90d, 12h, 30m or 20s")
 
 
 @click.command()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tapeseal.cli import failures, options, output
-from tapeseal.cli.child import Child
+from tapeseal.cli.child import Child, as_variable
 from tapeseal.cli.injection import memory_directory
 from tapeseal.errors import CredentialError
 from tapeseal.files import new_file, write_all
@@ -82,8 +82,10 @@ def credentials(
     ):
         known = held.current()
         if directory is None:
-            password = known.password.expose()
-            environment = {user_env: known.username, password_env: password}
+            environment = {
+                user_env: known.username,
+                password_env: as_variable(known.password),
+            }
         else:
             file = directory / "pg_service.conf"
             _write(file, known)
@@ -125,6 +127,9 @@ def _write(file: Path, credential: "Credential") -> None:
     ):
         if "\n" in credential.username or ord("\n") in password:
             raise CredentialError("the credential has a line break, which no service file can hold")
+        if credential.username[-1:].isspace() or bytes(password[-1:]).isspace():
+            # libpq cuts it off.
+            raise CredentialError("the credential ends in a blank, which no service file can hold")
         write_all(fd, f"[{_SERVICE}]\nuser={credential.username}\npassword=".encode())
         write_all(fd, password)
         write_all(fd, b"\n")

@@ -32,6 +32,9 @@ _LITERAL = re.compile(rb"true|false|null|-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[e
 _BASE64_RUN = re.compile(rb"[A-Za-z0-9+/]{40,}+={0,2}")
 _NULL = re.compile(rb"null")
 _ESCAPED = re.compile(rb'["\\\x00-\x1f]')
+# Also what TOML or YAML takes for no character of a string, or for a line break: DEL, the rest of the controls, U+2028,
+# U+2029, U+FFFE and U+FFFF.
+_OF_ANY = re.compile(rb'["\\\x00-\x1f\x7f]|\xc2[\x80-\x9f]|\xe2\x80[\xa8\xa9]|\xef\xbf[\xbe\xbf]')
 _OF_HTML = re.compile(rb"[<>&]")
 _SHORT: Final = {
     ord(c): b"\\" + e for c, e in zip('"\\\n\r\t', (b'"', b"\\", b"n", b"r", b"t"), strict=True)
@@ -120,8 +123,12 @@ def redact_error(
     return text
 
 
-def in_string(secret: SecretBuffer) -> SecretBuffer:
+def in_string(secret: SecretBuffer, *, of_any: bool = False) -> SecretBuffer:
     """Return a text in UTF-8 as it stands between the quotes of a JSON string.
+
+    Args:
+        secret: the text.
+        of_any: it is to stand between the double quotes of TOML and YAML as well.
 
     Raises:
         ValueError: it is no UTF-8.
@@ -129,22 +136,25 @@ def in_string(secret: SecretBuffer) -> SecretBuffer:
     with secret, memoryview(secret) as view:
         if not _UTF_8.fullmatch(view):
             raise ValueError("a secret that is sent is text in UTF-8, and this one is none")
-    return _escaped(secret, _ESCAPED)
+    return _escaped(secret, _OF_ANY if of_any else _ESCAPED)
 
 
 def _escaped(secret: SecretBuffer, marks: re.Pattern[bytes]) -> SecretBuffer:
     """Return a copy with some characters as JSON's escapes; \\" \\\\ \\n \\r and \\t are short, as most write them."""
     with secret, memoryview(secret) as view:
-        places = [found.start() for found in marks.finditer(view)]
-        escapes = [_SHORT.get(view[at]) or f"\\u{view[at]:04x}".encode() for at in places]
-        size = len(view) + sum(len(each) - 1 for each in escapes)
+        places = [found.span() for found in marks.finditer(view)]
+        escapes = [
+            _SHORT.get(view[start]) or f"\\u{ord(str(view[start:stop], 'utf-8')):04x}".encode()
+            for start, stop in places
+        ]
+        size = len(view) + sum(map(len, escapes)) - sum(stop - start for start, stop in places)
         written = SecretBuffer(size, writable=True)
         with written, memoryview(written) as target:
             done = at = 0
-            for place, escape in zip(places, escapes, strict=True):
-                done += _core.copy_into(target, done, view[at:place])
+            for (start, stop), escape in zip(places, escapes, strict=True):
+                done += _core.copy_into(target, done, view[at:start])
                 done += _core.copy_into(target, done, escape)
-                at = place + 1
+                at = stop
             _core.copy_into(target, done, view[at:])
     return written
 

@@ -31,15 +31,17 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from tapeseal import audit
 from tapeseal._core import SecretBuffer
-from tapeseal.errors import AccessDeniedError, CertificateError
+from tapeseal.errors import AccessDeniedError, CertificateError, ServiceUnavailableError
 from tapeseal.files import StrPath, new_file, sync_directory, write_all
 from tapeseal.secret import Secret
 from tapeseal.vault.file_set import FileSet
 from tapeseal.vault.pki import (
+    MOST_DAYS,
     VALIDITY_DAYS,
     IssuedCertificate,
     Pki,
     check_chain,
+    is_issued_by,
     make_request,
     missing_names,
     serial_text,
@@ -102,8 +104,10 @@ class CertificateOrder:
     def __post_init__(self) -> None:
         if self.key_type not in TLS_KEY_TYPES:
             raise ValueError(f"{self.key_type!r} is no type of key: {', '.join(TLS_KEY_TYPES)}")
-        if not self.role or not self.common_name or self.days <= 0:
+        if not self.role or not self.common_name or not 0 < self.days < MOST_DAYS:
             raise ValueError("an order names a role, a common name and a positive number of days")
+        if not 0 <= self.renew_before_days < MOST_DAYS:
+            raise ValueError("a certificate is renewed 0 days or more before it ends")
 
     @property
     def names(self) -> list[str]:
@@ -300,7 +304,14 @@ class CertificateDirectory:
         # As they are on the disk, which is what its users will read.
         chain = x509.load_pem_x509_certificates((pending / CHAIN).read_bytes())
         key = _read_key(key_path)
-        check_chain(certificate, chain, key=key, names=self.order.names, trusted=trusted)
+        try:
+            check_chain(certificate, chain, key=key, names=self.order.names, trusted=trusted)
+        except CertificateError:
+            # Another one would hold no better, unless the engine has got another issuer since.
+            if not begun or is_issued_by(certificate, pki.chain()[0]):
+                raise
+            self._give_up(pki, certificate, warnings)
+            return self._complete_set(pki, warnings)
         return certificate
 
     def _find(
@@ -317,10 +328,11 @@ class CertificateDirectory:
             return None
 
     def _give_up(self, pki: Pki, certificate: x509.Certificate, warnings: list[str]) -> None:
-        """Revoke a certificate that was made for an order as it was before, and begin anew."""
+        """Revoke a certificate that was made for an order or by an issuer as it was before, and begin anew."""
         try:
             pki.revoke(certificate)
-        except (AccessDeniedError, CertificateError) as error:
+        except (AccessDeniedError, CertificateError, ServiceUnavailableError) as error:
+            # A server whose issuer is gone fails. It would stand in the way for ever; its key goes, so it is no use.
             serial = serial_text(certificate.serial_number)
             warnings.append(f"{serial}, which was never in use, could not be revoked: {error}")
         self.files.discard()

@@ -18,6 +18,7 @@ from tapeseal import audit
 from tapeseal._core import check_process, process_epoch
 from tapeseal.closing import Closing
 from tapeseal.errors import (
+    AccessDeniedError,
     OutcomeUnknownError,
     SecretDeletedError,
     SecretNotFoundError,
@@ -269,9 +270,7 @@ class KeyValue:
                     raise VersionConflictError(
                         f"{name} takes no write without the version that it is to follow (cas)"
                     ) from None
-                if cas is None or _CAS_MISMATCH not in str(error):
-                    raise
-                number = self._own_write(path, members, cas)
+                raise
             entry.version = number
         self._seen[path] = max(self._seen.get(path, 0), number)
         return number
@@ -280,7 +279,12 @@ class KeyValue:
         body: dict[str, Any] = {"data": dict(members)}
         if cas is not None:
             body["options"] = {"cas": cas}
-        answer = self._ask("POST", f"data/{_quoted(path)}", body, idempotent=cas is not None)
+        try:
+            answer = self._ask("POST", f"data/{_quoted(path)}", body, idempotent=cas is not None)
+        except VaultRefusedError as error:
+            if cas is None or _CAS_MISMATCH not in str(error):
+                raise
+            return self._own_write(path, members, cas)
         return self._number(answer, path)
 
     def _patch(self, path: str, members: Mapping[str, Secret | str | None], cas: int | None) -> int:
@@ -289,9 +293,11 @@ class KeyValue:
             body["options"] = {"cas": cas}
         try:
             answer = self._ask("PATCH", f"data/{_quoted(path)}", body, idempotent=cas is not None)
-        except VaultRefusedError as error:
-            if error.status != 405:
-                raise
+        except (VaultRefusedError, AccessDeniedError) as error:
+            if isinstance(error, VaultRefusedError) and error.status != 405:
+                if cas is None or _CAS_MISMATCH not in str(error):
+                    raise
+                return self._own_write(path, members, cas, patch=True)
             with self.read(path) as found:
                 if cas is not None and cas != found.version:
                     raise VersionConflictError(
@@ -307,22 +313,32 @@ class KeyValue:
             raise SecretNotFoundError(f"there is no secret {self._name(path)} to patch")
         return self._number(answer, path)
 
-    def _own_write(self, path: str, members: Mapping[str, Secret | str | None], cas: int) -> int:
+    def _own_write(
+        self,
+        path: str,
+        members: Mapping[str, Secret | str | None],
+        cas: int,
+        *,
+        patch: bool = False,
+    ) -> int:
         """Return the version that follows `cas` if it is what we wrote, and its answer was lost.
 
         Raises:
-            VersionConflictError: it is somebody else's.
+            VersionConflictError: it is somebody else's, or nobody can tell.
         """
-        name = self._name(path)
-        try:
-            with self.read(path, cas + 1) as found:
-                # A patch leaves other members as they are: those that it named tell.
-                if all(_same(found.get(each), members[each]) for each in members):
-                    return cas + 1
-        except SecretNotFoundError:
-            pass
-        newest = self.metadata(path).current
-        raise VersionConflictError(_conflict(name, cas, newest))
+        # A policy may let this token write what it cannot read.
+        unseen = contextlib.suppress(SecretNotFoundError, AccessDeniedError)
+        with unseen, contextlib.ExitStack() as stack:
+            found = stack.enter_context(self.read(path, cas + 1))
+            # A patch leaves others as they were. A version that has these and more is not ours.
+            before = stack.enter_context(self.read(path, cas)) if patch else {}
+            wanted: dict[str, Secret | str | None] = {**before, **members}
+            if all(_same(found.get(each), wanted.get(each)) for each in {*found, *wanted}):
+                return cas + 1
+        newest = None
+        with unseen:
+            newest = self.metadata(path).current
+        raise VersionConflictError(_conflict(self._name(path), cas, newest))
 
     def list(self, path: str = "", *, recursive: bool = False) -> Iterator[str]:
         """Yield the names under a path; those of folders end with a slash.
@@ -499,6 +515,8 @@ class _Entry:
         self.lock = threading.Lock()
         self.found: SecretVersion | None = None
         self.read_at = 0.0
+        self.failed_at = 0.0
+        self.problem = ""
         self.away_since: datetime | None = None
 
 
@@ -545,6 +563,7 @@ class SecretCache(Closing):
             ForkError: the cache is of the process that forked this one.
         """
         check_process(self._epoch)
+        asked = time.monotonic()
         with self._lock:
             if self._closed:
                 raise ValueError("the cache is closed")
@@ -559,22 +578,29 @@ class SecretCache(Closing):
                 self._wipe(each)
         with entry.lock:
             try:
-                return self._read(path, entry)
+                return self._read(path, entry, asked)
             finally:
                 with self._lock:
                     kept = not self._closed and self._entries.get(path) is entry
                 if not kept:
                     self._wipe(entry)
 
-    def _read(self, path: str, entry: _Entry) -> SecretVersion:
+    def _read(self, path: str, entry: _Entry, asked: float) -> SecretVersion:
         now = time.monotonic()
         if entry.found is not None and now - entry.read_at < self.max_age_seconds:
             self._counts["hits"] += 1
             return entry.found.copy()
+        if entry.failed_at > asked:
+            # The try that it waited for is its own too: each would take the whole deadline, one after the other.
+            if entry.found is None:
+                raise ServiceUnavailableError(entry.problem)
+            self._counts["stale"] += 1
+            return entry.found.copy(entry.away_since)
         try:
             found = self.store.read(path)
         except ServiceUnavailableError as error:
-            age = time.monotonic() - entry.read_at
+            entry.failed_at, entry.problem = time.monotonic(), str(error)
+            age = entry.failed_at - entry.read_at
             if entry.found is None or age >= self.max_stale_seconds:
                 self._wipe(entry)
                 raise
@@ -607,7 +633,12 @@ class SecretCache(Closing):
         entry.found = entry.away_since = None
 
     def drop(self, path: str) -> None:
-        """Forget a secret, so that the next read asks Vault."""
+        """Forget a secret, so that the next read asks Vault.
+
+        Raises:
+            ForkError: as read().
+        """
+        check_process(self._epoch)
         with self._lock:
             entry = self._entries.pop(path, None)
         if entry is not None:
@@ -615,20 +646,26 @@ class SecretCache(Closing):
                 self._wipe(entry)
 
     def statistics(self) -> CacheStatistics:
-        """Say what the cache has done so far."""
+        """Say what the cache has done so far.
+
+        Raises:
+            ForkError: as read().
+        """
+        check_process(self._epoch)
         with self._lock:
             return CacheStatistics(**self._counts, entries=len(self._entries))
 
     def close(self) -> None:
         """Wipe all; closing again does nothing."""
+        if process_epoch() != self._epoch:
+            return  # Wiped by the fork, whose locks nobody may ever release.
         with self._lock:
             self._closed = True
             entries = [*self._entries.values()]
             self._entries.clear()
-        if process_epoch() == self._epoch:
-            for entry in entries:
-                with entry.lock:
-                    self._wipe(entry)
+        for entry in entries:
+            with entry.lock:
+                self._wipe(entry)
 
     def __repr__(self) -> str:
         return f"<SecretCache of {self.store!r}>"
@@ -676,7 +713,11 @@ def _listed(versions: Sequence[int]) -> str | None:
     return ",".join(map(str, versions)) or None
 
 
-def _conflict(name: str, cas: int, newest: int) -> str:
+def _conflict(name: str, cas: int, newest: int | None) -> str:
+    if newest is None:
+        return (
+            f"{name} was changed meanwhile: version {cas} is not the newest; read it and try again"
+        )
     return f"{name} was changed meanwhile: version {newest} is the newest, not {cas}; read it and try again"
 
 

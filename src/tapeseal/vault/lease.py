@@ -569,7 +569,9 @@ class DatabaseCredentials(Closing):
         for function in self._callbacks:
             try:
                 function()
-            except Exception:
+            except (
+                BaseException
+            ):  # Such as SystemExit, which would end the background without a word.
                 logger.exception("%s: what is called on a change has failed", self.path)
 
     def _tend_replaced(self, now: float) -> None:

@@ -31,6 +31,7 @@ from tapeseal.vault.private_keys import TlsKey, load_tls_key
 from tapeseal.vault.session import VaultSession
 
 VALIDITY_DAYS: Final = 365
+MOST_DAYS: Final = 1e5
 
 _BACKDATED = datetime.timedelta(minutes=5)
 _HOST = re.compile(r"(?:\*\.)?(?:[A-Za-z0-9_-]{1,63}\.)*[A-Za-z0-9_-]{1,63}")
@@ -279,11 +280,8 @@ class Pki(Engine):
         """
         for issuer in self.names("issuers"):
             chain = self.chain(issuer)
-            try:
-                certificate.verify_directly_issued_by(chain[0])
-            except (ValueError, TypeError, InvalidSignature):
-                continue
-            return chain
+            if is_issued_by(certificate, chain[0]):
+                return chain
         raise CertificateError(
             f"none of the issuers at {self.mount} has signed {serial_text(certificate.serial_number)}"
         )
@@ -305,6 +303,15 @@ class Pki(Engine):
         """Return an issuer's certificate and those above it. That needs no policy."""
         answer = self.request("GET", f"issuer/{issuer}/json")
         return [_parsed(each) for each in member(answer, "ca_chain", list)]
+
+
+def is_issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    """Whether an issuer has signed a certificate."""
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
 
 
 def make_request(
@@ -461,6 +468,8 @@ def _asked(
     for name in (*alt_names, *ip_addresses):
         if "," in name:
             raise ValueError(f"{name!r} is not one name")
+    if not 0 < days < MOST_DAYS:
+        raise ValueError(f"a certificate is valid for a positive number of days, not {days}")
     return {
         "common_name": common_name,
         "alt_names": ",".join(alt_names),

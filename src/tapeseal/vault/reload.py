@@ -12,6 +12,7 @@ from tapeseal.errors import CertificateError
 
 _SIGNALS = ("HUP", "USR1", "USR2", "TERM", "WINCH")
 _TOKENS = ("VAULT_TOKEN", "BAO_TOKEN")
+_MOST_SECONDS = 1e6
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,10 @@ class Reload:
             raise ValueError("a reload hook is either a command or a pid file")
         if isinstance(self.command, str):
             raise ValueError("the command of a reload hook is a list: a program and its arguments")
+        if not all(isinstance(each, str) and "\0" not in each for each in self.command):
+            raise ValueError("the command of a reload hook is text")
+        if not 0 < self.seconds < _MOST_SECONDS:
+            raise ValueError("a reload hook has a positive number of seconds")
         if self.signal not in _SIGNALS:
             raise ValueError(f"the signal of a reload hook is one of {', '.join(_SIGNALS)}")
 

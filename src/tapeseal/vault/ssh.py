@@ -36,6 +36,7 @@ HOST_SECONDS: Final = 365 * 86400
 
 _KRL_VERSION = slice(12, 20)  # OpenSSH, PROTOCOL.krl: behind the magic and the format's version.
 _KEYGEN_SECONDS = 30
+_MOST_SECONDS = 1e10
 _UNTOLD = ".ssh_host_certificates.untold"
 
 
@@ -133,11 +134,21 @@ class Ssh(Engine):
             ValueError: the public key or a principal cannot be used.
         """
         key = _public_key(public_key)
-        if not principals or any(not each or "," in each for each in principals):
+        # Vault cuts blanks off, and names each once: another certificate than was asked for.
+        principals = [*dict.fromkeys(principals)]
+        if not principals or any(
+            not each or "," in each or each != each.strip() for each in principals
+        ):
             raise ValueError(
-                "a certificate names its principals, none of them empty or with a comma"
+                "a certificate names its principals, none of them empty, with a comma or with blanks around it"
             )
-        valid = int(seconds or (HOST_SECONDS if host else USER_SECONDS))
+        if seconds is None:
+            seconds = HOST_SECONDS if host else USER_SECONDS
+        if not 0 < seconds < _MOST_SECONDS:
+            raise ValueError(
+                f"a certificate is valid for a positive number of seconds, not {seconds}"
+            )
+        valid = max(int(seconds), 1)  # To Vault 0 means as long as the mount allows.
         body: dict[str, Any] = {
             "public_key": public_key,
             "cert_type": "host" if host else "user",
@@ -357,7 +368,7 @@ def sign_host_keys(
         if (
             not force
             and have is not None
-            and sorted(have.principals) == sorted(names)
+            and {*have.principals} == {*names}
             and _is_of(have, public_key)
             and not _is_due(have, renew_before_seconds)
         ):
@@ -434,6 +445,11 @@ class Krl:
             raise ValueError("a serial number is 1 to 2**64 - 1")
         if any(not each or not each.isprintable() or each != each.strip() for each in key_ids):
             raise ValueError("a key id is one line, without blanks around it")
+        if any("#" in each for each in key_ids):
+            # ssh-keygen takes what follows for a comment, and would revoke another one.
+            raise ValueError(
+                "ssh-keygen cannot revoke a key id with '#': revoke the serial number or the public key"
+            )
         lines = [f"serial: {each}" for each in serials]
         lines += [f"id: {each}" for each in key_ids]
         lines += [checked_line(each) for each in public_keys]
@@ -450,7 +466,7 @@ class Krl:
             path = Path(name, "key.pub")
             path.write_text(f"{public_key.strip()}\n")
             code, said = _keygen("-Q", "-f", str(self.path), str(path))
-        if code and "REVOKED" not in said:
+        if code not in (0, 1) or (code and "REVOKED" not in said):
             raise CertificateError(f"{self.path} could not be asked: {plain(said)}")
         return code != 0
 

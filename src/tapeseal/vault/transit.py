@@ -47,6 +47,8 @@ MAX_ITEM_SIZE: Final = 32768
 _BATCH_ITEMS = 200
 _BATCH_SIZE = MAX_ITEM_SIZE
 _SIGNATURE_SIZE = 1024
+# Nor more than 32 MiB, of which the longest message takes 22.
+_REQUEST_SIZE = 24 << 20
 
 _MAX_MESSAGE = 16 << 20
 
@@ -748,20 +750,30 @@ class _Item(NamedTuple):
 
     fields: dict[str, Any]
     size: int
-    """What it counts towards the size of a request and its answer."""
+    """What it counts towards the size of an answer, and of the secrets in a request."""
     error: TapesealError | None = None
     """Why it is not sent."""
+
+    @property
+    def sent(self) -> int:
+        """The characters that are sent, but for those of a secret."""
+        return sum(len(each) for each in self.fields.values() if isinstance(each, str))
 
 
 def _chunks(items: Sequence[_Item]) -> Iterator[list[_Item]]:
     chunk: list[_Item] = []
-    size = 0
+    size = sent = 0
     for item in items:
-        if chunk and (len(chunk) == _BATCH_ITEMS or size + item.size > _BATCH_SIZE):
+        if chunk and (
+            len(chunk) == _BATCH_ITEMS
+            or size + item.size > _BATCH_SIZE
+            or sent + item.sent > _REQUEST_SIZE
+        ):
             yield chunk
-            chunk, size = [], 0
+            chunk, size, sent = [], 0, 0
         chunk.append(item)
         size += item.size
+        sent += item.sent
     if chunk:
         yield chunk
 
