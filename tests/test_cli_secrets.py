@@ -250,7 +250,8 @@ def test_run_hands_on_no_signals_of_ours(environment: dict[str, str], written: s
             check=False,
         )
         assert (7, b"") == (done.returncode, done.stderr)
-        return int(done.stdout.split()[1], 16)
+        # Those of POSIX: what libc uses itself, from 32 on, may be ignored where the tests run.
+        return int(done.stdout.split()[1], 16) & 0x7FFFFFFF
 
     assert [0, 0] == [ignored("--env"), ignored("--file")]
     assert 0 == ignored("--file", signal.SIGCHLD)

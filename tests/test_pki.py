@@ -1346,7 +1346,7 @@ def test_commands(tmp_path: Path, run: Any) -> None:
             "either",
         ),
         (["revoke", "00:11", "--mount", MOUNT], 3, "not found"),
-        (["revoke", "no/cert.pem", "--mount", MOUNT], 2, "no/cert.pem: No such file"),
+        (["revoke", "no/cert.pem", "--mount", MOUNT], 2, "no/cert.pem is neither a file nor"),
         (["setup", "X", "--hosts", "web"], 2, "not ROLE=NAME"),
         (["setup", "X", "--roles", "{}/none"], 2, "No such file"),
         (["crl", "--mount", "desk/none"], 3, "nothing at"),
