@@ -170,7 +170,7 @@ def test_drill_opens_nothing(ceremony: Ceremony) -> None:
     approvals = [ceremony.approve(name, drill) for name in NAMES[:2]]
     with open_package(drill, ceremony.request, approvals) as opened:
         assert ({}, NAMES[:2]) == (dict(opened), opened.approved_by)
-    with pytest.raises(AccessDeniedError, match="another package than .*, a drill, or it was"):
+    with pytest.raises(AccessDeniedError, match=r"another package than .*, a drill, or it was"):
         open_package(ceremony.package, ceremony.request, approvals)
 
 
