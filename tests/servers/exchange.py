@@ -5,7 +5,8 @@
         ...                                     # GET /orders with X-API-Key: 200 while the key is alive, 401 after
 
 Who has the admin's key (Authorization: Bearer) administers the keys: POST /keys {"label": …} answers {"id": 7, "label":
-…, "key": …, "limits": …}, GET /keys {"keys": [{"id": 7, "label": …}]}, DELETE /keys/7 204, or 404 where there is none.
+…, "key": …} with more that nobody asked for, GET /keys {"keys": [{"id": 7, "label": …}]}, DELETE /keys/7 204, or 404
+where there is none.
 """
 
 import http.server
@@ -68,7 +69,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if (self.command, self.path) == ("POST", "/keys"):
             label = json.loads(body)["label"]
             key_id, key = exchange.issue(label)
-            return 201, {"id": key_id, "label": label, "key": key, "limits": {"orders": 50.5}}
+            return 201, {
+                "id": key_id,
+                "label": label,
+                "key": key,
+                "limits": {"orders": 50.5},
+                "plaintext": "not asked for",
+            }
         if (self.command, self.path) == ("GET", "/keys"):
             keys = [{"id": key_id, "label": key.label} for key_id, key in exchange.alive.items()]
             return 200, {"keys": keys}

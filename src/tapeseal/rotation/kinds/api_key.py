@@ -223,7 +223,9 @@ class _HttpIssuer:
         except BaseException:
             wipe(reply.secrets)
             raise
-        return {**reply.secrets, ID: Secret.take(bytearray(str(key_id).encode()))}
+        made = {part: reply.secrets.pop(part) for part in parts}
+        wipe(reply.secrets)  # What nobody asked for is no part of the credential.
+        return {**made, ID: Secret.take(bytearray(str(key_id).encode()))}
 
     def list(self) -> Mapping[str, str]:
         document = self._send("GET", self._options["url"], secret=[]).document
