@@ -470,6 +470,7 @@ PLANTED = {
     "db.toml": 'url = "postgresql://trades:' + "hunter2hunter2" + '@db/trades"',
     "conf.py": 'password = "' + "correct-horse-battery" + '"',
     "typed.py": 'password: "Secret" = "' + "correct-horse-battery" + '"',
+    "bytes.py": 'password: "Secret" = b"' + "correct-horse-battery" + '"',
     "table.py": 'LOGIN = {"password": "' + "CorrectHorseBattery" + '"}',
 }
 

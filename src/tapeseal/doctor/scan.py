@@ -80,7 +80,9 @@ def _is_type(path: str, line: bytes, value: str | None) -> bool:
     """Whether a value is the annotation of a name in Python."""
     if not path.endswith((".py", ".pyi")) or not value or not _TYPE.fullmatch(value):
         return False
-    return re.search(rb"\b\w+: \"%b\"(?! = [\"'])" % re.escape(value.encode()), line) is not None
+    return (
+        re.search(rb"\b\w+: \"%b\"(?! = (?!None\b))" % re.escape(value.encode()), line) is not None
+    )
 
 
 def tracked_files(paths: Sequence[str]) -> Iterator[str]:
