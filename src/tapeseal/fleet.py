@@ -29,6 +29,12 @@ _Result = TypeVar("_Result")
 _JOURNAL = "tapeseal rewrap journal v1"
 
 
+def check_several(names: Iterable[StrPath]) -> None:
+    """Raise TypeError for one name in the place of a list, for each character of it would be taken for a name."""
+    if isinstance(names, str | bytes):
+        raise TypeError("tapes are given as a list of names, not as one name")
+
+
 def find_tapes(names: Iterable[StrPath]) -> Iterator[str]:
     """Name the files that are meant, each once.
 
@@ -38,10 +44,9 @@ def find_tapes(names: Iterable[StrPath]) -> Iterator[str]:
 
     Raises:
         FileNotFoundError: there is no tape in a directory, or no file that a pattern fits.
-        TypeError: it is one name, each character of which would be taken for one.
+        TypeError: it is one name, not a list of names.
     """
-    if isinstance(names, str | bytes):
-        raise TypeError("tapes are given as a list of names, not as one name")
+    check_several(names)
     seen = set()
     for each in names:
         name = os.fspath(each)

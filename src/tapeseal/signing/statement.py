@@ -22,7 +22,7 @@ from tapeseal.errors import (
     UnsealedError,
 )
 from tapeseal.files import StrPath
-from tapeseal.fleet import find_tapes
+from tapeseal.fleet import check_several, find_tapes
 from tapeseal.header import Header
 from tapeseal.layout import FRAME_OVERHEAD, SEGMENT_HEADER_SIZE
 from tapeseal.signature import Signer, algorithm_of, check_signature, fingerprint
@@ -204,9 +204,8 @@ def _signed(tapes: tuple[SignedTape, ...], signer: Signer) -> tuple[bytes, bytes
 
 def _named(paths: Iterable[StrPath]) -> list[tuple[str, str]]:
     """Return the tapes that are meant with their names, sorted by these."""
+    check_several(paths)
     found: dict[str, tuple[str, str]] = {}
-    if isinstance(paths, str | bytes):
-        raise TypeError("tapes are given as a list of names, not as one name")
     for given in paths:
         each = base = os.fspath(given)
         if not os.path.isdir(each):

@@ -569,9 +569,8 @@ class DatabaseCredentials(Closing):
         for function in self._callbacks:
             try:
                 function()
-            except (
-                BaseException
-            ):  # Such as SystemExit, which would end the background without a word.
+            # SystemExit, too, would end the background without a word.
+            except BaseException:
                 logger.exception("%s: what is called on a change has failed", self.path)
 
     def _tend_replaced(self, now: float) -> None:
