@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -315,17 +316,18 @@ def test_commands_are_recorded(environment: Path, run: Run) -> None:
     )
 
 
-def test_a_reader_that_goes_away(
-    environment: Path, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_reader_that_goes_away(environment: Path) -> None:
     """A command whose output nobody reads to the end, as with `head`, is an entry with its code."""
-
-    def leave(_: object) -> int:
-        raise app._ReaderGoneError
-
-    monkeypatch.setattr(app, "_main", leave)
-    assert 141 == run("inspect", "x").code
-    assert "exit 141" == entries(environment)[-1]["result"]
+    Path("big").write_bytes(bytes(3_000_000))
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as pipe:
+        done = start(
+            "encrypt", "big", "-o", "-", "-k", "local:k", stdout=pipe, stderr=subprocess.PIPE
+        )
+    assert (141, "") == (done.code, done.err)
+    (last,) = (each for each in entries(environment) if each["action"] == "command.run")
+    assert "exit 141" == last["result"]
 
 
 def test_audit_commands_take_the_log_from_there(environment: Path, run: Run) -> None:

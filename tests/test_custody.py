@@ -340,26 +340,6 @@ def test_no_share_is_shown(
     assert not any(key in path.read_bytes() for path in (tmp_path / "shares").iterdir())
 
 
-def test_a_node_that_joins(
-    server: Server,
-    publics: dict[str, PublicKeyKeyring],
-    halves: Path,
-    tmp_path: Path,
-) -> None:
-    """A new node of a cluster has all its shares, and opens a moment later: that is waited for."""
-    tls = (str(tmp_path / "tls" / "server.pem"), str(tmp_path / "tls" / "server.key"))
-    with (
-        FaultProxy(server.address, ca_file=server.ca_file, certificate=tls) as proxy,
-        VaultSession(proxy.address, login=Token("none"), ca_file=server.ca_file) as session,
-    ):
-        made = initialise(session, publics, 2, tmp_path / "shares")
-        assert unseal(session, made.shares["bob"], PublicKeyKeyring(halves / "bob")).sealed
-        joining = {"initialized": True, "sealed": True, "t": 2, "progress": 0, "type": "shamir"}
-        proxy.fault("GET /v1/sys/seal-status", status=200, body=joining, times=3)
-        share = made.shares["carol"]
-        assert not unseal(session, share, PublicKeyKeyring(halves / "carol")).sealed
-
-
 def test_a_vault_that_unseals_itself(tmp_path: Path, publics: dict[str, PublicKeyKeyring]) -> None:
     """Of a Vault with a seal of its own the shares are for recovery, and it serves at once."""
     authority = Authority(tmp_path / "tls")

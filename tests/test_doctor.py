@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -603,6 +604,20 @@ def as_doctor(
 def unseen(report: Report) -> list[Finding]:
     """Return the findings about what could not be looked at."""
     return [each for each in report.findings if "could not be looked at" in each.found]
+
+
+@pytest.mark.parametrize(
+    ("language", "template"), [("hcl", "policies/doctor.hcl"), ("json", "aws/doctor.json")]
+)
+def test_templates_agree_with_the_docs(language: str, template: str) -> None:
+    """What `tapeseal init` writes allows what the page says, and nothing else."""
+    text = (resources.files("tapeseal.templates") / "files" / template).read_text()
+    page = documented(language)
+    if language == "hcl":
+        assert page == text.partition("\n\n")[2]
+    else:
+        (ours,), (theirs,) = (json.loads(each)["Statement"] for each in (text, page))
+        assert sorted(theirs["Action"]) == ours["Action"]
 
 
 @pytest.mark.server

@@ -244,6 +244,7 @@ def test_interrupted_issue(issued: Any) -> None:
     assert found is not None
     assert {theirs, int(found["id"])} == set(exchange.alive)
     assert exchange.accepts(found["key"])
+    assert {"id", "key"} == found.keys()
 
 
 @pytest.mark.server
@@ -363,6 +364,39 @@ def test_interrupted_signing(bao: Server, monkeypatch: pytest.MonkeyPatch) -> No
     for serial in (found["serial_number"], *signed):
         answer = bao.admin.adapter.get(f"/v1/{mount}/cert/{serial}")
         assert answer["data"]["revocation_time"]
+
+
+@pytest.mark.server
+def test_a_certificate_that_the_crl_does_not_name(
+    bao: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the policy does not let the CRL be made anew, the rotation says that the old certificate is in none."""
+    mount = f"pki-{os.urandom(4).hex()}"
+    post = bao.admin.adapter.post
+    bao.admin.sys.enable_secrets_engine("pki", path=mount)
+    post(f"/v1/{mount}/root/generate/internal", json={"common_name": "root", "key_type": "ec"})
+    post(f"/v1/{mount}/roles/desk", json={"allow_any_name": True, "key_type": "any"})
+    post(f"/v1/{mount}/config/crl", json={"auto_rebuild": True, "enable_delta": False})
+    secret = planned(
+        "tls-certificate",
+        path=f"secret/{mount}",
+        pki_mount=mount,
+        role="desk",
+        common_name="feed.test",
+        days=7,
+    )
+    rules = f'path "{mount}/*" {{ capabilities = ["create", "read", "update", "list"] }}\n'
+    rules += 'path "secret/*" { capabilities = ["create", "read", "update", "patch"] }\n'
+    narrow = f'path "{mount}/crl/rotate" {{ capabilities = ["deny"] }}\n'
+    kind = make_kind("tls-certificate")
+    for name, text in (("wide", rules), ("narrow", rules + narrow)):
+        token = bao.make_token(bao.policy(f"{mount}-{name}", text))
+        made = rotation(secret, TestServices(bao, token))
+        begin(kind, made)
+        assert kind.generate(made) is not None
+        kind.discard(made)
+        assert (name == "narrow") == ("the CRL does not name it yet" in caplog.text)
+    assert f"read {mount}/crl/rotate" in caplog.text
 
 
 # Tapes

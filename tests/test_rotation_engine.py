@@ -988,11 +988,10 @@ def test_daemon_outlives_any_plan(
         thread.start()
         try:
             wait_for("the first", lambda: (last := here.journal.last("db")) and not last.open)
-
-            def broken(*_: object) -> None:
-                raise ModuleNotFoundError("exchange_calendars")
-
-            monkeypatch.setattr("tapeseal.rotation.service.check_windows", broken)
+            plan = path.read_text()
+            market = 'window = { markets = ["XNYS"] }'
+            path.write_text(plan.replace("[secret.db]", f"[secret.db]\n{market}"))
+            monkeypatch.setitem(sys.modules, "exchange_calendars", None)
             daemon.reload()
             wait_for("the report", lambda: "the plan stays as it was" in caplog.text)
             here.journal.ask(journal.ROTATE, "db", "", 0.0)

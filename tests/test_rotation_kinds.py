@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 
@@ -22,7 +21,7 @@ from support import TESTS
 from tapeseal.rotation import acknowledge, journal
 from tapeseal.rotation.engine import STEPS
 from tapeseal.rotation.journal import OPEN_STATES
-from tapeseal.rotation.kinds import make_kind, tls_certificate
+from tapeseal.rotation.kinds import make_kind
 from tapeseal.rotation.plan import read_plan
 from tapeseal.rotation.services import PlanServices
 from tapeseal.vault import Token, VaultSession
@@ -547,20 +546,3 @@ def at_point(point: str, work: Callable[[], None]) -> Iterator[list[int]]:
         yield reached
     finally:
         journal.crash_hook = None
-
-
-def test_a_certificate_that_the_crl_does_not_name(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Where the policy does not let the CRL be made anew, the rotation says that the old certificate is in none."""
-    engine = mock.Mock()
-    engine.revoke.side_effect = [mock.Mock(in_crl=True), mock.Mock(in_crl=False)]
-    monkeypatch.setattr(tls_certificate, "_pki", lambda rotation: engine)
-    rotation = mock.Mock()
-    rotation.secret.name, rotation.secret.options = "gateway", {"pki_mount": "pki"}
-    for serial in ("01", "02"):
-        tls_certificate._revoke(rotation, serial)
-    assert ["gateway: certificate 02 is revoked"] == [
-        each.message.partition(",")[0] for each in caplog.records
-    ]
-    assert "pki/crl/rotate" in caplog.text

@@ -155,6 +155,7 @@ CALLS: list[tuple[str, str, str, dict[str, Any] | None, bool]] = [
     ("rotation-prod", "POST", "auth/approle/role/trading-prod/secret-id/lookup", {"secret_id": "x"}, True),
     ("rotation-prod", "GET", "pki/crl/rotate", None, True),
     ("rotation-prod", "LIST", "pki/certs/revoked", None, True),
+    ("rotation-prod", "LIST", "pki/certs/detailed", None, True),
     ("rotation-prod", "POST", "transit/keys/prod-tapes/rotate", {}, True),
     ("rotation-prod", "POST", "transit/keys/staging-tapes/rotate", {}, False),
     ("rotation-prod", "PUT", "sys/policies/acl/trading-prod", {"policy": ""}, False),
@@ -166,8 +167,6 @@ CALLS: list[tuple[str, str, str, dict[str, Any] | None, bool]] = [
     ("doctor", "PUT", "sys/policies/acl/doctor", {"policy": ""}, False),
     ("doctor", "POST", "transit/decrypt/prod-tapes", {"ciphertext": "vault:v1:AA=="}, False),
     ("doctor", "POST", "transit/keys/prod-tapes/config", {"exportable": True}, False),
-    ("rotation-prod", "GET", "pki/crl/rotate", None, True),
-    ("rotation-prod", "LIST", "pki/certs/detailed", None, True),
     ("break-glass", "GET", "sys/policies/acl/admin", None, True),
     ("break-glass", "GET", "secret/data/prod/trading/exchange", None, True),
 ]  # fmt: skip
