@@ -155,6 +155,33 @@ def test_beyond_what_calendars_know(calendars: Calendars) -> None:
     assert calendars.opening(Window(markets=("XNYS",)), at, timedelta(minutes=5)) is None
 
 
+def test_markets_known_for_a_year_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where holidays are announced a year at a time, windows are found up to there, and the package is asked once."""
+    calls = []
+    get_calendar = exchange_calendars.get_calendar
+
+    def counting(*arguments: object, **settings: object) -> object:
+        calls.append(settings)
+        return get_calendar(*arguments, **settings)
+
+    monkeypatch.setattr(exchange_calendars, "get_calendar", counting)
+    window, minutes = Window(markets=("XSHG",)), timedelta(minutes=5)
+    present = [now := datetime(2026, 6, 1, 3, tzinfo=UTC)]
+    calendars = Calendars(now=lambda: present[0])
+    known_until = datetime.fromtimestamp(calendars.sessions("XSHG").until, UTC)
+    if known_until > now + timedelta(days=370):
+        pytest.skip("this release of exchange_calendars knows XSHG further ahead")
+    opening = calendars.opening(window, now, minutes)
+    assert opening is not None
+    assert now < opening < known_until
+    assert calendars.opening(window, known_until, minutes) is None
+    assert 2 == len(calls)
+    present[0] = known_until + timedelta(days=40)
+    assert calendars.opening(window, present[0], minutes) is None
+    with pytest.raises(ValueError, match="cannot tell the sessions of XSHG"):
+        Calendars(now=lambda: present[0]).opening(window, present[0], minutes)
+
+
 def test_calendars_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was loaded once is read from the journal by the next process, until it is too old."""
     window = Window(markets=("XNYS",))

@@ -131,13 +131,14 @@ class Calendars:
         self._journal = journal
         self._now = now or (lambda: datetime.now(UTC))
         self._sessions: dict[str, Sessions] = {}
+        self._loaded: dict[str, datetime] = {}
         self._lock = threading.Lock()
 
     def sessions(self, market: str) -> Sessions:
         """Return the sessions of a market from some days ago until more than a year from now.
 
         Raises:
-            ValueError: there is no such market.
+            ValueError: there is no such market, or nobody knows its sessions.
             ModuleNotFoundError: exchange_calendars is not installed.
         """
         with self._lock:
@@ -147,12 +148,24 @@ class Calendars:
         found = self._sessions.get(market)
         if found is None and self._journal is not None:
             found = self._journal.calendar(market, _package_version(), (now - _BEHIND).timestamp())
-        if found is None or found.until < (now + HORIZON - 30 * _DAY).timestamp():
-            found = _load(market, now)
-            if self._journal is not None:
-                self._journal.keep_calendar(
-                    market, _package_version(), (now - 2 * _BEHIND).timestamp(), found
-                )
+        # Of a market that nobody knows further ahead a day's look is enough.
+        is_short = found is None or found.until < (now + HORIZON - 30 * _DAY).timestamp()
+        if found is None or (
+            is_short and not timedelta() <= now - self._loaded.get(market, now - _DAY) < _DAY
+        ):
+            self._loaded[market] = now
+            try:
+                loaded = _load(market, now)
+            except ValueError:
+                # Behind the last day that anybody knows: what was known of the past stays.
+                if found is None:
+                    raise
+            else:
+                found = loaded
+                if self._journal is not None:
+                    self._journal.keep_calendar(
+                        market, _package_version(), (now - 2 * _BEHIND).timestamp(), found
+                    )
         self._sessions[market] = found
         return found
 
@@ -251,9 +264,12 @@ def _load(market: str, now: datetime) -> Sessions:
         with warnings.catch_warnings():
             # Of pandas, about how the package uses it.
             warnings.simplefilter("ignore")
-            calendar = exchange_calendars.get_calendar(
-                market, start=first.date().isoformat(), end=last.date().isoformat()
-            )
+            start, end = first.date().isoformat(), last.date().isoformat()
+            try:
+                calendar = exchange_calendars.get_calendar(market, start=start, end=end)
+            except ValueError:
+                # Some countries announce their holidays a year at a time: up to where those are known.
+                calendar = exchange_calendars.get_calendar(market, start=start)
             opens_nanos, closes_nanos = (
                 calendar.opens_nanos.tolist(),
                 calendar.closes_nanos.tolist(),
@@ -261,6 +277,10 @@ def _load(market: str, now: datetime) -> Sessions:
     except exchange_calendars.errors.InvalidCalendarName:
         raise ValueError(
             f"there is no market {market!r} in exchange_calendars; some are XNYS, CMES, XETR, XLON, XTKS"
+        ) from None
+    except (ValueError, NotImplementedError) as error:
+        raise ValueError(
+            f"exchange_calendars cannot tell the sessions of {market} from now on: {error}"
         ) from None
     opens: list[float] = []
     closes: list[float] = []
