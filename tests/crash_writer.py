@@ -25,6 +25,9 @@ from tapeseal.cli import orderflow
 
 Report = Callable[..., None]
 
+# The package loads these on first use; a fork would be killed while it does.
+tapeseal.open, tapeseal.rewrap, tapeseal.LocalKeyring, tapeseal.Recorder  # noqa: B018
+
 # Longer than any start takes on a busy machine; only a writer that hangs gets there.
 PATIENCE = 60
 

@@ -1,5 +1,6 @@
 """What threads share: a reader, a key, a writer, a recorder. Each gives several threads what it gives one."""
 
+import gc
 import itertools
 import os
 import random
@@ -139,6 +140,7 @@ def test_closing_while_others_read(path: Path, keyring: Any, tmp_path: Path) -> 
     """Who reads while another thread closes the tape gets right records or is told, whatever is opened next."""
     other = tmp_path / "other"
     other.write_bytes(bytes(path.stat().st_size))
+    gc.collect()
     before = len(os.listdir("/dev/fd"))
     for attempt in range(30):
         tape = tapeseal.open(path, keyring=keyring, threads=1 + attempt % 2)
@@ -163,7 +165,8 @@ def test_closing_while_others_read(path: Path, keyring: Any, tmp_path: Path) -> 
 
         for descriptor in together(act)[0]:
             os.close(descriptor)
-        assert before == len(os.listdir("/dev/fd"))
+        # Fewer where something of an earlier test was collected meanwhile.
+        assert before >= len(os.listdir("/dev/fd"))
 
 
 def test_threads_share_a_follower(tmp_path: Path, keyring: Any) -> None:
