@@ -21,11 +21,9 @@ def kibibytes(field: str) -> int:
 
 def over_the_import(verb: str, keyring: tapeseal.Keyring, source: str, target: str) -> float:
     """Encrypt or decrypt one file."""
+    work = tapeseal.encrypt_file if verb == "encrypt" else tapeseal.decrypt_file
     imported = kibibytes("VmRSS")
-    if verb == "encrypt":
-        tapeseal.encrypt_file(source, target, keyring=keyring)
-    else:
-        tapeseal.decrypt_file(source, target, keyring=keyring)
+    work(source, target, keyring=keyring)
     return (kibibytes("VmHWM") - imported) / 1024
 
 
