@@ -536,7 +536,7 @@ def test_expired_while_vault_was_away(server: Server, proxy: FaultProxy) -> None
         assert session._lease is not None
         session._lease.expires = 0.0
         with pytest.raises(ServiceUnavailableError, match="refuses connections"):
-            session.call(read, deadline=0.3)
+            session.call(read, deadline=1.0)
         proxy.accept()
         assert {"book": "eq-us"} == session.call(read)
     assert 2 == count(proxy, "login")
@@ -797,7 +797,7 @@ def test_redirect_elsewhere(server: Server, proxy: FaultProxy, status: int) -> N
         with VaultSession(proxy.address, login=Token(server.token)) as session:
             session.call(accessor)
             with pytest.raises(ServiceUnavailableError, match="sends us elsewhere"):
-                session.call(read, deadline=0.3)
+                session.call(read, deadline=1.0)
             with pytest.raises(hvac.exceptions.VaultError):
                 read(session.client)
         assert [] == stranger.seen
@@ -817,6 +817,17 @@ def test_deadline(server: Server, proxy: FaultProxy) -> None:
     text = str(caught.value)
     assert f"{proxy.address} is out of service (503): Vault is sealed" in text
     assert f"{down} refuses connections" in text
+
+
+@pytest.mark.server
+def test_deadline_during_a_try(server: Server, proxy: FaultProxy) -> None:
+    """Where the time runs out while a node is silent, what it said before is the trouble that is told."""
+    with VaultSession(proxy.address, login=Token(server.token)) as session:
+        session.call(read)
+        proxy.fault("secret/data", hang=True)
+        proxy.fault("secret/data", status=503, body={"errors": ["Vault is sealed"]}, times=1)
+        with pytest.raises(ServiceUnavailableError, match=r"\(503\): Vault is sealed"):
+            session.call(read, deadline=1.0)
 
 
 @pytest.fixture
@@ -889,7 +900,7 @@ def test_sealed(bao_tls: SingleServer) -> None:
         bao_tls.seal()
         try:
             with pytest.raises(ServiceUnavailableError, match="is sealed"):
-                session.call(accessor, deadline=0.3)
+                session.call(accessor, deadline=1.0)
         finally:
             bao_tls.unseal()
         assert session.call(accessor)
@@ -1058,7 +1069,7 @@ def test_old_tls(tmp_path: Path) -> None:
     """A server without TLS 1.3 is not talked to, unless that is wished."""
     with servers.tls_server(tmp_path, tls="tls12") as old:
         with (
-            tls_session(old, Token(old.token), deadline=0.3) as session,
+            tls_session(old, Token(old.token), deadline=1.0) as session,
             pytest.raises(ServiceUnavailableError, match="does not agree on TLS"),
         ):
             session.call(accessor)
@@ -1070,7 +1081,7 @@ def test_old_tls(tmp_path: Path) -> None:
 def test_unknown_host() -> None:
     """A host that does not exist is said to be that."""
     with (
-        VaultSession("https://vault.invalid:8200", login=Token("s.x"), deadline=0.3) as session,
+        VaultSession("https://vault.invalid:8200", login=Token("s.x"), deadline=1.0) as session,
         pytest.raises(
             ServiceUnavailableError, match=r"https://vault\.invalid:8200 is no known host"
         ),

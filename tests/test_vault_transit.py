@@ -1004,7 +1004,7 @@ def test_a_sealed_server(bao_tls, session):
     """A sealed server, behind TLS, is unavailable and says so; unsealed it serves again."""
     bao_tls.admin.sys.enable_secrets_engine("transit", path="sealed-transit")
     key = make_key(bao_tls, "key", "sealed-transit", derived=True)
-    through = [session(bao_tls, deadline=0.3), client(bao_tls)]
+    through = [session(bao_tls, deadline=1.0), client(bao_tls)]
     rings = [VaultTransitKeyring(key, each) for each in through]
     recipients = rings[0].generate(CONTEXT)[1]
     rings[1].unwrap(recipients, CONTEXT)

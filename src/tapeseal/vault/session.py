@@ -371,10 +371,13 @@ class VaultSession(Closing):
                 failure = diagnose(error)
                 if failure is None:
                     raise
-            problems[address] = f"{address} {failure.reason}"
+            problem = f"{address} {failure.reason}"
+            # That the time ran out during a try tells less than what the node answered before.
+            if address not in problems or time.monotonic() < end:
+                problems[address] = problem
             if not idempotent and not failure.harmless:
                 raise OutcomeUnknownError(
-                    f"{problems[address]}; whether it has done what it was asked to is unknown, so "
+                    f"{problem}; whether it has done what it was asked to is unknown, so "
                     "it is not asked again"
                 )
             (hopeless.add if failure.hopeless else hopeless.discard)(address)
