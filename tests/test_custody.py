@@ -117,6 +117,7 @@ def test_initialise_and_unseal(
     client.adapter.close()
 
 
+@pytest.mark.slow
 def test_nodes_that_join(
     publics: dict[str, PublicKeyKeyring],
     halves: Path,

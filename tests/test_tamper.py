@@ -287,11 +287,11 @@ def flip(
 
 
 @pytest.mark.parametrize("kind", KINDS_SLOWLY)
-def test_every_bit_of_the_body(judge: Judge, tapes: Tapes, kind: str) -> None:
-    """A bit of nearly each byte of segments, frames, index and trailer: flipped, the tape is damaged."""
+def test_bits_of_the_body(judge: Judge, tapes: Tapes, kind: str) -> None:
+    """A bit of each third byte of segments, frames, index and trailer: flipped, the tape is damaged."""
     state = getattr(tapes, kind)
-    # A bit of most bytes, each of the eight in turn.
-    bits = range(8 * BODY, 8 * len(state.data), 9)
+    # Each of the eight in turn.
+    bits = range(8 * BODY, 8 * len(state.data), 25)
     assert {"damaged"} == flip(judge, state, bits, append_every=2)
 
 

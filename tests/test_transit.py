@@ -237,6 +237,7 @@ def test_a_batch_of_large_items(engine):
     assert macs == [engine.hmac("plain", each) for each in plaintexts]
 
 
+@pytest.mark.slow
 @pytest.mark.server
 def test_a_batch_of_long_messages(engine):
     """What a server takes in one request counts what is signed and what is bound, not the answer alone."""
