@@ -808,10 +808,15 @@ def test_access_that_cannot_be_kept(server: Server) -> None:
         from tapeseal.vault import Token, VaultSession
         from tapeseal.vault.certificate_directory import CertificateDirectory, CertificateOrder
         address, token, path = sys.argv[1:4]
-        os.chown(path, 65534, 65534)
-        os.setegid(65534), os.seteuid(65534)
+        order = CertificateOrder("feeds", "a.feeds.example.com", mount="desk/pki")
         with VaultSession(address, login=Token(token)) as session:
-            made = CertificateDirectory.create(path, CertificateOrder("feeds", "a.feeds.example.com", mount="desk/pki"))
+            # Loads what a renewal needs: who is root no more may not be able to.
+            CertificateDirectory.create(path + "/root", order).renew(session)
+            path += "/other"
+            os.mkdir(path)
+            os.chown(path, 65534, 65534)
+            os.setegid(65534), os.seteuid(65534)
+            made = CertificateDirectory.create(path, order)
             made.renew(session)
             before = made.files.current()
             os.seteuid(0)
