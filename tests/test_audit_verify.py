@@ -33,6 +33,7 @@ from tapeseal.keyrings.local import LocalKeyring
 
 if TYPE_CHECKING:
     from servers.bao import Server
+    from servers.kms import KmsServer
 
 
 @pytest.fixture
@@ -228,6 +229,20 @@ def test_while_it_is_written(path: Path, keyring: LocalKeyring) -> None:
             record(3)
             audit.stop()
             assert 1 + 3 * (turn + 1) == verified(path, keyring).entries
+
+
+def test_cut_while_a_line_without_end_is_passed_over(path: Path, keyring: LocalKeyring) -> None:
+    """A file that becomes shorter while it is read, in the middle of what is no line, is read to its end."""
+    make_log(path, keyring, 5)
+    with open(path, "ab") as file:
+        file.write(b"x" * (8 << 20))
+
+    def cut(done: int, total: int | None) -> None:
+        if done >= 5 << 20:
+            os.truncate(path, 5 << 20)
+
+    found = verify_log(path, keyring=keyring, progress=cut)
+    assert (5, False) == (found.entries, found.ok)
 
 
 def test_each_authentic_line_is_handed_out(path: Path, keyring: LocalKeyring) -> None:
@@ -503,6 +518,46 @@ def test_anchors_by_transit(
         anchor = LogAnchor.parse(str(log.anchor().signed(signer)))
     anchor.check(signer.public_key())
     assert 1 == verified(path, keyring, anchors=[anchor]).anchors
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("spec", ["ECC_NIST_P256", "ECC_NIST_P384", "RSA_2048"])
+def test_anchors_by_kms(
+    path: Path, keyring: LocalKeyring, kms: "KmsServer", monkeypatch: pytest.MonkeyPatch, spec: str
+) -> None:
+    """A key of KMS signs on a schedule; its public half finds without KMS what came back, and no other key's does."""
+    from servers.kms import make_clients_once
+    from tapeseal.signing import signer as signer_of
+
+    make_clients_once(monkeypatch)
+    for name, value in kms.admin_user.items():
+        monkeypatch.setenv(name, value)
+    signer, other = (
+        signer_of(
+            f"aws-kms:{kms.make_key(KeySpec=spec, KeyUsage='SIGN_VERIFY')}"
+            f"?endpoint_url={kms.address}&read_timeout=30"
+        )
+        for _ in range(2)
+    )
+    public, of_other = signer.public_key(), other.public_key()
+    kept = path.parent / "anchors"
+    make_log(path, keyring, 5)
+    saved = save(path)
+    schedule = AnchorSchedule(signer, append_to(kept), seconds=0.05)
+    with recording(path, keyring, anchors=schedule, sync_seconds=0.01):
+        record(7)
+        deadline = time.monotonic() + 30
+        while not kept.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+    for name in kms.admin_user:
+        monkeypatch.delenv(name)
+    assert verified(path, keyring, anchors=read_anchors(kept, [of_other, public])).anchors >= 1
+    with pytest.raises(
+        SignatureError, match="not signed by a key that was given; it names aws-kms:"
+    ):
+        list(read_anchors(kept, [of_other]))
+    put_back(path, saved)
+    assert {"anchor"} == set(kinds(path, keyring, anchors=read_anchors(kept, [public])))
 
 
 # Tapes

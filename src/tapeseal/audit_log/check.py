@@ -322,6 +322,8 @@ class _Checker:
                 rest = b""
                 while read < size:
                     block = files.pread_exact(fd, min(_BLOCK, size - read), read)
+                    if not block:
+                        break
                     read += len(block)
                     end = block.find(b"\n")
                     skipped += len(block) if end < 0 else end
