@@ -263,6 +263,21 @@ def test_what_was_opened_is_rotated_whatever_becomes_of_us(
     assert 2 == version(bao, path)
 
 
+@pytest.mark.server
+def test_who_lacks_approvals_makes_nothing_due(
+    bao: "Server", opening: tuple[list[object], str], run: Run, tmp_path: Path
+) -> None:
+    """A package that stays closed leaves its secrets as they are."""
+    arguments, path = opening
+    opened_with, with_plan = arguments[:6], arguments[6:]
+    approval = Path(str(arguments[5]))
+    approval.write_text(approval.read_text().replace('"share": 2', '"share": 3'))
+    for approved, code in ((opened_with[:4], 3), (opened_with, 1)):
+        assert code == run("open", *approved, *with_plan, "--", "true").code
+    assert 0 == app.run(["rotate", "run", "--due", "--plan", str(tmp_path / "rotation.toml")])
+    assert 1 == version(bao, path)
+
+
 def test_what_it_opens_needs_a_plan(run: Run, halves: Path, tmp_path: Path) -> None:
     """A package that gives access to secrets of a plan is not opened without it, nor with one that lacks them."""
     path = tmp_path / "p.glass"

@@ -16,10 +16,12 @@ from tapeseal.cli.child import Child, as_variable
 from tapeseal.cli.injection import memory_directory
 from tapeseal.cli.kv import gathered
 from tapeseal.cli.vault_init import custodians, public_keys, threshold
+from tapeseal.errors import DamagedError
 from tapeseal.files import new_file, write_all
 
 if TYPE_CHECKING:
     from tapeseal.break_glass import Opened, Package, Request
+    from tapeseal.rotation.plan import Plan
     from tapeseal.secret import Secret
 
 _DURATION = re.compile(r"(\d{1,6})([smhd]?)")
@@ -277,9 +279,14 @@ def open_(
         failures.say("no audit log records this: TAPESEAL_AUDIT names none", "warning")
     with ExitStack() as stack:
         reason = f"break-glass {found.name} was opened"
-        if plan is not None:
-            _make_due(plan, found.opens, reason)
+        planned = None if plan is None else _planned(plan, found.opens)
         opened = stack.enter_context(open_package(package, request, approvals))
+        if opened.package != found:
+            # What it opens was read before anything of it was authentic.
+            raise DamagedError(f"{package} was changed while it was opened", 0)
+        if planned is not None:
+            # Nothing has been handed out yet; and who has not the approvals makes nothing due.
+            _make_due(planned, found.opens, reason)
         environment = dict(os.environ)
         for name, secret in variables.items():
             environment[name] = as_variable(_secret(opened, secret))
@@ -342,15 +349,20 @@ def _secret(opened: "Opened", name: str) -> "Secret":
     return opened[name]
 
 
-def _make_due(path: str, names: Sequence[str], reason: str) -> None:
-    """Leave requests for a rotation, which stand whatever becomes of this process."""
-    from tapeseal.rotation.journal import EMERGENCY, Journal
+def _planned(path: str, names: Sequence[str]) -> "Plan":
     from tapeseal.rotation.plan import read_plan
 
     plan = read_plan(path)
     unknown = [name for name in names if name not in plan.secrets]
     if unknown:
         raise click.UsageError(f"{path} has no secret {', '.join(unknown)}")
+    return plan
+
+
+def _make_due(plan: "Plan", names: Sequence[str], reason: str) -> None:
+    """Leave requests for a rotation, which stand whatever becomes of this process."""
+    from tapeseal.rotation.journal import EMERGENCY, Journal
+
     with Journal(plan.state) as journal:
         waiting = {each.secret for each in journal.requests() if each.reason == reason}
         for name in names:
