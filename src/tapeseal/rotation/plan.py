@@ -2,7 +2,6 @@
 
 import os
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -22,6 +21,12 @@ from tapeseal.rotation.settings import (
     read_settings,
 )
 from tapeseal.rotation.targets import TARGETS, make_target
+
+try:
+    # The same, compiled: a plan may have thousands of secrets.
+    import tomli as tomllib
+except ModuleNotFoundError:
+    import tomllib  # type: ignore[no-redef]
 
 TIERS: Final = ("root", "application", "configuration")
 
