@@ -41,7 +41,7 @@ EXTRAS = {
     *("boto3", "botocore"),
     *("hvac", "requests", "urllib3"),
     *("click", "detect_secrets", "rich"),
-    *("exchange_calendars", "kubernetes", "prometheus_client", "psycopg"),
+    *("exchange_calendars", "kubernetes", "prometheus_client", "psycopg", "tomli"),
     *("opentelemetry",),
 }
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
