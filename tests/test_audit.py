@@ -619,6 +619,25 @@ def test_a_head_taken_away_from_a_running_writer(path: Path, keyring: LocalKeyri
             record(1)
 
 
+@pytest.mark.parametrize("rolled", [False, True])
+def test_put_back_under_a_running_writer(path: Path, keyring: LocalKeyring, rolled: bool) -> None:
+    """A writer remembers how far it came: a log and a head that are put back together under it are a cut, for ever."""
+    with recording(path, keyring) as log:
+        record(3)
+        saved = save(path)
+        if rolled:
+            log.roll()
+        record(5)
+        if rolled:
+            os.replace(file_path(path, 1), path)
+        put_back(path, saved)
+        record(2)
+    found = verify_log(path, keyring=keyring)
+    assert ["cut"] == [each.kind for each in found.problems]
+    assert "entries 5 to 9 are gone" in found.problems[0].text
+    assert (4 + 3, 12) == (found.entries, found.last)
+
+
 def test_another_log_in_its_place(path: Path, keyring: LocalKeyring) -> None:
     """A running writer refuses another log, even one under the same keyring; nothing of it is changed."""
     other = make_log(path.with_name("other"), keyring, 3)
@@ -768,6 +787,35 @@ def test_killed_while_rolling(
         record(2)
     assert 7 == verified(path, keyring).entries
     assert (when == "before the head") == os.path.exists(old)
+
+
+def test_killed_between_entry_and_head_and_then_while_rolling(
+    path: Path, keyring: LocalKeyring, key_file: str
+) -> None:
+    """A writer that dies while it rolls a log whose head is behind, since another died before, does it no harm."""
+    make_log(path, keyring, 4)
+    head = Path(head_path(path)).read_bytes()
+    with recording(path, keyring):
+        record(1)
+    Path(head_path(path)).write_bytes(head)
+    pid = os.fork()
+    if pid == 0:
+        rename = os.rename
+
+        def deadly(source: Any, target: Any) -> None:
+            rename(source, target)
+            if target == str(path):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        with contextlib.suppress(BaseException):
+            os.rename = deadly
+            AuditLog(path, keyring=f"local:{key_file}").roll()
+        os._exit(1)
+    assert -signal.SIGKILL == os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert 6 == verified(path, keyring).entries
+    with recording(path, keyring):
+        record(1)
+    assert (8, 2) == (verified(path, keyring).entries, len(verified(path, keyring).files))
 
 
 @pytest.mark.parametrize("cut", [1, 40, -1])

@@ -328,6 +328,77 @@ def test_an_older_file_in_the_place_of_the_present_one(rolled: Path, keyring: Lo
     assert "cut" in {each.kind for each in found.problems}
 
 
+def forge_head(path: Path, log_id: str, head: chain.Head) -> None:
+    """Write a head as one does who has no key."""
+    log = log_id.encode()
+    text = (
+        b"tapeseal-audit-head v1 log=%s file=%010d sequence=%020d size=%020d mac=%s head-mac=%s\n"
+    )
+    numbers = head.file, head.sequence, head.size
+    Path(head_path(path)).write_bytes(text % (log, *numbers, head.mac.hex().encode(), b"0" * 64))
+
+
+@pytest.mark.parametrize("of", [3, 4])
+@pytest.mark.parametrize("then", ["nothing", "other entries"])
+def test_a_forged_head_of_a_log_of_several_files(
+    rolled: Path, keyring: LocalKeyring, of: int, then: str
+) -> None:
+    """No head that somebody without the key makes hides a cut, not even one that says to be of the file before."""
+    lines = rolled.read_bytes().splitlines(keepends=True)
+    write_lines(rolled, lines[:2])
+    header = chain.parse_header(lines[0])
+    last = header.previous if of == 3 else header.mac
+    assert last is not None
+    forge_head(rolled, header.log_id.hex(), chain.Head(of, header.sequence, len(lines[0]), last))
+    if then == "other entries":
+        with recording(rolled, keyring):
+            record(2)
+    assert ["head"] == kinds(rolled, keyring)
+
+
+def test_a_head_of_an_earlier_file(rolled: Path, keyring: LocalKeyring) -> None:
+    """A head that was right two files ago is not that of a log that was cut since."""
+    head = Path(head_path(rolled))
+    raw = head.read_bytes()
+    with recording(rolled, keyring) as log:
+        log.roll()
+        record(1)
+        log.roll()
+        record(1)
+    head.write_bytes(raw)
+    lines = rolled.read_bytes().splitlines(keepends=True)
+    write_lines(rolled, lines[:1])
+    assert ["head"] == kinds(rolled, keyring)
+    with recording(rolled, keyring):
+        record(1)
+    assert ["head"] == kinds(rolled, keyring)
+
+
+@pytest.mark.parametrize("then", ["nothing", "other entries"])
+def test_a_head_by_the_key_of_an_earlier_file(
+    path: Path, keyring: LocalKeyring, other_keyring: LocalKeyring, then: str
+) -> None:
+    """Who has only the key from before a roll to another one cannot hide that the new file was cut."""
+    both = tapeseal.AnyOf([other_keyring, keyring])
+    create_log(path, keyring=keyring)
+    with recording(path, both) as log:
+        record(3)
+        log.roll(other_keyring)
+        record(6)
+    lines = path.read_bytes().splitlines(keepends=True)
+    write_lines(path, lines[:4])
+    old = chain.parse_header(Path(file_path(path, 1)).read_bytes().splitlines(keepends=True)[0])
+    split = chain.split_line(lines[3][:-1])
+    assert split is not None
+    head = chain.Head(2, 7, path.stat().st_size, split[1])
+    forged = chain.build_head(old.log_id, head, chain.unlock(old, keyring))
+    Path(head_path(path)).write_bytes(forged)
+    if then == "other entries":
+        with recording(path, both):
+            record(2)
+    assert ["head"] == kinds(path, both)
+
+
 # Anchors
 
 

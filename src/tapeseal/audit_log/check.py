@@ -287,7 +287,8 @@ class _Checker:
             self._begin_at(header)
         self._header = header
         assert self._key is not None
-        if self._head is None:
+        if self._head is None or self._head.file >= header.file:
+            # By the key of the file that it names: who has an older one could have made it.
             self._head = chain.check_head(raw, header.log_id, self._key)
         self._meet(header.sequence, header.mac)
         return header
@@ -651,19 +652,15 @@ class _Checker:
     def _check_head(self, raw: bytes) -> None:
         last = self._expected - 1
         self.found.last = last
-        head = self._head
+        head, header = self._head, self._header
+        what = ""
         if head is None:
-            parsed = chain.parse_head(raw)
-            header = self._header
-            if (
-                parsed is not None
-                and header is not None
-                and parsed[0] == header.log_id
-                and (parsed[1].file, parsed[1].sequence, parsed[1].mac)
-                == (header.file - 1, header.sequence, header.previous)
-            ):
-                return  # A writer died between the new file, which has another key, and its head.
             what = "is missing" if not raw else "is forged, or another log's"
+        elif header is not None and head.file < header.file:
+            if head[:2] == (header.file - 1, header.sequence) and head.mac == header.previous:
+                return  # A writer died between the new file and its head.
+            what = "is an old one"
+        if head is None or what:
             self._problem(
                 0, "head", f"the head {what}: whether the end of the log was cut cannot be told"
             )
