@@ -1,5 +1,6 @@
 """Verifying an audit log: whatever was changed, removed, moved, added, cut or put back is found."""
 
+import contextlib
 import json
 import os
 import random
@@ -256,6 +257,67 @@ def test_each_authentic_line_is_handed_out(path: Path, keyring: LocalKeyring) ->
     verify_log(path, keyring=keyring, each=lambda line: seen.append(json.loads(line)["sequence"]))
     assert {1, 2, 3, 6, 7, 8, 9, 10} <= set(seen)
     assert 5 not in seen
+
+
+def test_a_forged_line_out_of_place_is_not_handed_out(path: Path, keyring: LocalKeyring) -> None:
+    """What stands behind entries that follow it, and nothing proves, is not among the authentic ones."""
+    make_log(path, keyring, 12)
+    lines = path.read_bytes().splitlines(keepends=True)
+    forged = lines[6].replace(b"binance", b"kraken_")
+    write_lines(path, [*lines[:5], *lines[9:11], forged, *lines[11:]])
+    seen: list[bytes] = []
+    found = verify_log(path, keyring=keyring, each=seen.append)
+    assert ["removed", "reordered"] == [each.kind for each in found.problems]
+    # Of entry 9 and of the forged one the entry before is gone.
+    assert (7, 2) == (found.entries, found.unchecked)
+    assert not any(b"kraken_" in each for each in seen)
+
+
+def append_body(path: Path, keyring: LocalKeyring, body: bytes) -> None:
+    """Write an entry as one does who has the log's key: the chain is right, what it says need not be."""
+    header, *lines = path.read_bytes().splitlines(keepends=True)
+    parsed = chain.parse_header(header)
+    last = chain.split_line(lines[-1][:-1])
+    assert last is not None
+    with contextlib.closing(chain.unlock(parsed, keyring)) as key:
+        mac = key.entry(last[1], body)
+        with path.open("ab") as file:
+            file.write(chain.build_line(body, mac))
+        head = chain.Head(1, len(lines) + 1, path.stat().st_size, mac)
+        Path(head_path(path)).write_bytes(chain.build_head(parsed.log_id, head, key))
+
+
+_ANCHOR = b'"anchor":"tapeseal-anchor:00112233445566778899aabbccddeeff:1:1:1:-:-"'
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'"action":"audit.head"',
+        b'"action":"audit.lost","details":[]',
+        b'"action":"audit.torn","details":{"offset":NaN}',
+        b'"action":"audit.cut","details":{"mac":"\\ud800"}',
+        b'"action":"audit.x","x":' + b"[" * 60_000,
+        b'"x":' + b"9" * 10_000 + b',"action":"audit.x"',
+        b'"action":"audit.x","action":"audit.head',
+        b'"action":"tape.seal","result":"done","subject":1,"time":"","details":{' + _ANCHOR + b"}",
+        b'"action":"tape.seal","result":"done","subject":"/\\u0000","time":"","details":{'
+        + _ANCHOR
+        + b"}",
+        b'"action":"tape.seal","result":"done","details":{"anchor":[],"x":{' + _ANCHOR + b"}}",
+        b'"action":"tape.seal","result":"done","details":{"anchor":"tapeseal-anchor:\xff"}',
+    ],
+)
+def test_what_a_holder_of_the_key_wrote_is_read(
+    path: Path, keyring: LocalKeyring, body: bytes
+) -> None:
+    """An entry whose MAC is right, and which says nothing that makes sense, keeps nobody from verifying the others."""
+    make_log(path, keyring, 3)
+    append_body(path, keyring, b'{"sequence":4,' + body)
+    found = verify_log(path, keyring=keyring)
+    assert 4 == found.entries
+    assert {"head"} >= {each.kind for each in found.problems}
+    assert not any(check_tapes(found.tapes, [path.parent]))
 
 
 # Files of one log
@@ -716,6 +778,34 @@ def test_a_tape_that_was_moved(path: Path, keyring: LocalKeyring, tapes: Path) -
         if Path(each.path).name in ("renamed.tape", "c.tape")
     }
     assert all(each.ok for each in check_tapes(found.tapes, [tapes, tapes.parent / "c.tape"]))
+
+
+def test_a_folder_of_tapes_behind_a_link(path: Path, keyring: LocalKeyring, tapes: Path) -> None:
+    """A link in the place of a folder hides no tape that is missing from there."""
+    found = verified(path, keyring)
+    elsewhere = path.parent / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "tapes").mkdir()
+    archive = path.parent / "archive"
+    archive.mkdir()
+    tapes.rename(elsewhere / "taken")
+    tapes.symlink_to(elsewhere / "tapes")
+    for name in (path.parent / "tapes", f"{path.parent}/tap*/*.tape", f"{path.parent}/tapes/**"):
+        assert ["missing"] * 3 == [each.state for each in check_tapes(found.tapes, [name])]
+    assert [] == list(check_tapes(found.tapes, [archive, f"{path.parent}/*.tape"]))
+
+
+@pytest.mark.parametrize("pattern", ["*.tape", "[a-c].tape", "../t*/?.tape", "../**/b.tape"])
+def test_a_tape_that_a_pattern_does_not_find(
+    path: Path, keyring: LocalKeyring, tapes: Path, pattern: str
+) -> None:
+    """A tape is missing by a pattern too, if that would find it where the log says that it was."""
+    found = verified(path, keyring)
+    (tapes / "b.tape").unlink()
+    (tapes / ".hidden").mkdir()
+    (tapes / "c.tape").rename(tapes / ".hidden" / "c.tape")
+    checks = list(check_tapes(found.tapes, [str(tapes / pattern), tapes / ".hidden"]))
+    assert ["b.tape"] == [Path(each.path).name for each in checks if each.state == "missing"]
 
 
 def test_a_damaged_tape(path: Path, keyring: LocalKeyring, tapes: Path) -> None:

@@ -3,11 +3,10 @@
 import contextlib
 import fcntl
 import hashlib
-import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from tapeseal import files
 from tapeseal.audit_log import chain
@@ -369,7 +368,7 @@ class _Checker:
                     if each is not None:
                         each(text)
                     if _OWN in text or _TAPE_ANCHOR in text:
-                        self._note(line, None)
+                        self._note(line)
                     line = following
                     continue
             self._settle_early(chain.sequence_of(text))
@@ -507,16 +506,19 @@ class _Checker:
         for gap in self._gaps:
             if not gap.first <= sequence <= gap.last:
                 continue
-            authentic = gap.first == sequence and gap.before is not None
-            authentic = authentic and self._follows([gap.before or b""], body, mac)
+            provable = gap.first == sequence and gap.before is not None
+            authentic = provable and self._follows([gap.before or b""], body, mac)
             text = f"entry {sequence} stands behind entry {self._expected - 1}"
-            if gap.first == sequence and not authentic and gap.before is not None:
+            if provable and not authentic:
                 self._problem(line.number, "changed", f"{text}, and is not as it was written")
             else:
                 self._problem(line.number, "reordered", text)
+            if authentic:
                 self.found.entries += 1
                 if self._each is not None:
                     self._each(line.text)
+            elif not provable:
+                self.found.unchecked += 1
             if gap.last == sequence and gap.follower is not None and authentic:
                 follower_body, follower_mac, number = gap.follower
                 if self._follows([mac], follower_body, follower_mac):
@@ -560,7 +562,7 @@ class _Checker:
         if self._each is not None:
             self._each(line.text)
         if _OWN in line.text or _TAPE_ANCHOR in line.text:
-            self._note(line, None)
+            self._note(line)
         self._advance(sequence, [mac])
 
     def _advance(self, sequence: int, before: list[bytes]) -> None:
@@ -620,20 +622,23 @@ class _Checker:
             and details.get("sha256") == hashlib.sha256(torn).hexdigest()
         )
 
-    def _note(self, line: _Line, fields: Mapping[str, Any] | None) -> None:
-        """Look at an authentic entry about a tape, or by the log itself."""
-        fields = fields or json.loads(line.text)
-        action, details = fields["action"], fields.get("details", {})
-        if action in ("tape.seal", "tape.close") and fields["result"] == "done":
-            with contextlib.suppress(ValueError, KeyError, AttributeError):
-                anchor = Anchor.parse(details["anchor"])
-                record = TapeRecord(anchor, fields["subject"], fields["time"])
-                self.found.tapes[anchor.tape_id] = record
+    def _note(self, line: _Line) -> None:
+        """Look at an authentic entry about a tape, or by the log itself; who holds the key may have made it anyhow."""
+        fields = chain.parse_object(line.text) or {}
+        action, time, details = fields.get("action"), fields.get("time"), fields.get("details")
+        if not isinstance(details, dict):
+            details = {}
+        if action in ("tape.seal", "tape.close") and fields.get("result") == "done":
+            anchor, path = details.get("anchor"), fields.get("subject")
+            if isinstance(anchor, str) and isinstance(path, str) and isinstance(time, str):
+                with contextlib.suppress(ValueError):
+                    record = TapeRecord(Anchor.parse(anchor), path, time)
+                    self.found.tapes[record.anchor.tape_id] = record
         elif action == "audit.head":
             self._problem(
                 line.number,
                 "head",
-                f"the head was {details.get('head')}, as a writer found at {fields['time']}: whether "
+                f"the head was {details.get('head')}, as a writer found at {time}: whether "
                 "entries before this one were cut cannot be told",
             )
         elif action == "audit.unsynced":
