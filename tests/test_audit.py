@@ -13,6 +13,7 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -36,10 +37,11 @@ from audit_logs import (
 )
 from support import child, leaks, start_child
 from tapeseal import audit
+from tapeseal.audit_log import chain, sinks
 from tapeseal.audit_log import log as log_module
-from tapeseal.audit_log import sinks
 from tapeseal.audit_log.check import verify_log
 from tapeseal.audit_log.log import AuditLog, create_log, file_path, head_path
+from tapeseal.audit_log.report import parse_entry
 from tapeseal.audit_log.sinks import OpenTelemetrySink, SyslogSink
 from tapeseal.errors import AuditError, DamagedError, ForkError, KeyUnavailableError
 from tapeseal.keyrings.local import LocalKeyring, add_key, create_key_file
@@ -184,6 +186,27 @@ def test_long_text_is_cut(path: Path, keyring: LocalKeyring) -> None:
     first, second = entries(path)[1:]
     assert "\u20ac" * 1024 + "… (+3976)" == first["subject"]
     assert {"dropped": 40} == second["details"]
+    verified(path, keyring)
+
+
+def test_no_entry_is_too_long_to_be_read(
+    path: Path, keyring: LocalKeyring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long everything is that goes into an entry, a report finds it, and a datagram holds it."""
+    long = "\N{GRINNING FACE}" * 10_000
+    monkeypatch.setattr(sys, "argv", [long])
+    monkeypatch.setenv("SUDO_USER", long)
+    with (
+        recording(path, keyring, identity=long),
+        audit.operation(long, long, **{long: long, "a": "\x00" * 2000}) as entry,
+    ):
+        entry.version = entry.result = long
+    lines = path.read_bytes().splitlines()[1:]
+    assert [2, 2] == [len(lines), sum(parse_entry(each) is not None for each in lines)]
+    header = (
+        200  # Of a syslog message, and those of UDP and IP: a datagram has at most 65,535 bytes.
+    )
+    assert max(map(len, lines)) < min(chain.MAX_LINE_SIZE, 65_535 - header)
     verified(path, keyring)
 
 

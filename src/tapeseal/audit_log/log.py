@@ -941,7 +941,7 @@ def _who(identity: str | None) -> str:
     }
     login = _login_name(uid)
     if login is not None:
-        who["login"] = login
+        who["login"] = _cut(login)
     if identity:
         who["identity"] = _cut(identity)
     who["program"] = _cut(program())
@@ -980,7 +980,9 @@ def _login_name(uid: int) -> str | None:
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}… (+{len(text) - _MAX_TEXT})"
+    # A character outside of the basic plane is written as two: so all members of an entry together fit into a line.
+    most = _MAX_TEXT if text.isascii() or max(text) <= "\uffff" else _MAX_TEXT // 2
+    return text if len(text) <= most else f"{text[:most]}… (+{len(text) - most})"
 
 
 def _value(value: object) -> str:
