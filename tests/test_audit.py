@@ -13,6 +13,7 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -36,10 +37,11 @@ from audit_logs import (
 )
 from support import child, leaks, start_child
 from tapeseal import audit
+from tapeseal.audit_log import chain, sinks
 from tapeseal.audit_log import log as log_module
-from tapeseal.audit_log import sinks
 from tapeseal.audit_log.check import verify_log
 from tapeseal.audit_log.log import AuditLog, create_log, file_path, head_path
+from tapeseal.audit_log.report import parse_entry
 from tapeseal.audit_log.sinks import OpenTelemetrySink, SyslogSink
 from tapeseal.errors import AuditError, DamagedError, ForkError, KeyUnavailableError
 from tapeseal.keyrings.local import LocalKeyring, add_key, create_key_file
@@ -184,6 +186,27 @@ def test_long_text_is_cut(path: Path, keyring: LocalKeyring) -> None:
     first, second = entries(path)[1:]
     assert "\u20ac" * 1024 + "… (+3976)" == first["subject"]
     assert {"dropped": 40} == second["details"]
+    verified(path, keyring)
+
+
+def test_no_entry_is_too_long_to_be_read(
+    path: Path, keyring: LocalKeyring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long everything is that goes into an entry, a report finds it, and a datagram holds it."""
+    long = "\N{GRINNING FACE}" * 10_000
+    monkeypatch.setattr(sys, "argv", [long])
+    monkeypatch.setenv("SUDO_USER", long)
+    with (
+        recording(path, keyring, identity=long),
+        audit.operation(long, long, **{long: long, "a": "\x00" * 2000}) as entry,
+    ):
+        entry.version = entry.result = long
+    lines = path.read_bytes().splitlines()[1:]
+    assert [2, 2] == [len(lines), sum(parse_entry(each) is not None for each in lines)]
+    header = (
+        200  # Of a syslog message, and those of UDP and IP: a datagram has at most 65,535 bytes.
+    )
+    assert max(map(len, lines)) < min(chain.MAX_LINE_SIZE, 65_535 - header)
     verified(path, keyring)
 
 
@@ -619,6 +642,25 @@ def test_a_head_taken_away_from_a_running_writer(path: Path, keyring: LocalKeyri
             record(1)
 
 
+@pytest.mark.parametrize("rolled", [False, True])
+def test_put_back_under_a_running_writer(path: Path, keyring: LocalKeyring, rolled: bool) -> None:
+    """A writer remembers how far it came: a log and a head that are put back together under it are a cut, for ever."""
+    with recording(path, keyring) as log:
+        record(3)
+        saved = save(path)
+        if rolled:
+            log.roll()
+        record(5)
+        if rolled:
+            os.replace(file_path(path, 1), path)
+        put_back(path, saved)
+        record(2)
+    found = verify_log(path, keyring=keyring)
+    assert ["cut"] == [each.kind for each in found.problems]
+    assert "entries 5 to 9 are gone" in found.problems[0].text
+    assert (4 + 3, 12) == (found.entries, found.last)
+
+
 def test_another_log_in_its_place(path: Path, keyring: LocalKeyring) -> None:
     """A running writer refuses another log, even one under the same keyring; nothing of it is changed."""
     other = make_log(path.with_name("other"), keyring, 3)
@@ -768,6 +810,35 @@ def test_killed_while_rolling(
         record(2)
     assert 7 == verified(path, keyring).entries
     assert (when == "before the head") == os.path.exists(old)
+
+
+def test_killed_between_entry_and_head_and_then_while_rolling(
+    path: Path, keyring: LocalKeyring, key_file: str
+) -> None:
+    """A writer that dies while it rolls a log whose head is behind, since another died before, does it no harm."""
+    make_log(path, keyring, 4)
+    head = Path(head_path(path)).read_bytes()
+    with recording(path, keyring):
+        record(1)
+    Path(head_path(path)).write_bytes(head)
+    pid = os.fork()
+    if pid == 0:
+        rename = os.rename
+
+        def deadly(source: Any, target: Any) -> None:
+            rename(source, target)
+            if target == str(path):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        with contextlib.suppress(BaseException):
+            os.rename = deadly
+            AuditLog(path, keyring=f"local:{key_file}").roll()
+        os._exit(1)
+    assert -signal.SIGKILL == os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert 6 == verified(path, keyring).entries
+    with recording(path, keyring):
+        record(1)
+    assert (8, 2) == (verified(path, keyring).entries, len(verified(path, keyring).files))
 
 
 @pytest.mark.parametrize("cut", [1, 40, -1])

@@ -114,6 +114,25 @@ def test_period() -> None:
     assert 3 == report_of(lines).entries
 
 
+def test_clocks_hide_nothing() -> None:
+    """What stands behind an entry of the period is in it whatever its clock said, and so is what is still to come."""
+    lines = [
+        line(ago(30), subject="before"),
+        line(ago(1)),
+        line("1970-01-01T00:00:00", subject="put back"),
+        line("8999-12-31T23:59:59", subject="put forward"),
+    ]
+    builder = ReportBuilder(Settings(since=datetime.now(UTC) - timedelta(days=1)))
+    for each in (lines[3], lines[0], line(datetime.now(UTC)), lines[2]):
+        builder.add(each)
+    found = builder.report()
+    assert {"put forward", "secret/a", "put back"} == {each.subject for each in found.uses}
+    # With all the days between them they would be millions.
+    assert 3 == len(found.days)
+    assert "put back" in build_page(found)
+    assert 2 == report_of(lines, since=ago(10)).entries
+
+
 def test_overdue() -> None:
     """Ages come from the last rotation that went through; one that was rolled back, or never got its claim, is none."""
     whole = ("claim", "generate", "store", "deploy", "verify", "revoke", "clean")
@@ -220,11 +239,19 @@ def test_days_and_hours_are_local() -> None:
         line(ago(1), login={}),
         b'{"user":"a",' + line(ago(1))[1:],
         line(ago(1), subject="x" * 70_000),
+        line("2026-02-30T00:00:00"),
+        line("2026-11-27T25:61:00"),
+        line("0001-01-01T00:00:00"),
+        line("9999-12-31T23:59:59"),
+        line("\u0662\u0660\u0662\u0666-11-27T11:00:00"),
+        line(ago(1)).replace(b'"h"', '"\x9b2J"'.encode()),
+        line(ago(1)).replace(b'"h",', b'"h",\r'),
+        b"\xef\xbb\xbf" + line(ago(1)),
     ],
 )
 def test_lines_that_are_no_entries(bad: bytes) -> None:
     """A line that is no entry is counted, and nothing else."""
-    found = report_of([bad, line(ago(1))])
+    found = report_of([bad, line(ago(1))], zone=ZoneInfo("America/New_York"))
     assert (1, 1) == (found.unreadable, found.entries)
 
 

@@ -1,5 +1,6 @@
 """Verifying an audit log: whatever was changed, removed, moved, added, cut or put back is found."""
 
+import contextlib
 import json
 import os
 import random
@@ -258,6 +259,67 @@ def test_each_authentic_line_is_handed_out(path: Path, keyring: LocalKeyring) ->
     assert 5 not in seen
 
 
+def test_a_forged_line_out_of_place_is_not_handed_out(path: Path, keyring: LocalKeyring) -> None:
+    """What stands behind entries that follow it, and nothing proves, is not among the authentic ones."""
+    make_log(path, keyring, 12)
+    lines = path.read_bytes().splitlines(keepends=True)
+    forged = lines[6].replace(b"binance", b"kraken_")
+    write_lines(path, [*lines[:5], *lines[9:11], forged, *lines[11:]])
+    seen: list[bytes] = []
+    found = verify_log(path, keyring=keyring, each=seen.append)
+    assert ["removed", "reordered"] == [each.kind for each in found.problems]
+    # Of entry 9 and of the forged one the entry before is gone.
+    assert (7, 2) == (found.entries, found.unchecked)
+    assert not any(b"kraken_" in each for each in seen)
+
+
+def append_body(path: Path, keyring: LocalKeyring, body: bytes) -> None:
+    """Write an entry as one does who has the log's key: the chain is right, what it says need not be."""
+    header, *lines = path.read_bytes().splitlines(keepends=True)
+    parsed = chain.parse_header(header)
+    last = chain.split_line(lines[-1][:-1])
+    assert last is not None
+    with contextlib.closing(chain.unlock(parsed, keyring)) as key:
+        mac = key.entry(last[1], body)
+        with path.open("ab") as file:
+            file.write(chain.build_line(body, mac))
+        head = chain.Head(1, len(lines) + 1, path.stat().st_size, mac)
+        Path(head_path(path)).write_bytes(chain.build_head(parsed.log_id, head, key))
+
+
+_ANCHOR = b'"anchor":"tapeseal-anchor:00112233445566778899aabbccddeeff:1:1:1:-:-"'
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'"action":"audit.head"',
+        b'"action":"audit.lost","details":[]',
+        b'"action":"audit.torn","details":{"offset":NaN}',
+        b'"action":"audit.cut","details":{"mac":"\\ud800"}',
+        b'"action":"audit.x","x":' + b"[" * 60_000,
+        b'"x":' + b"9" * 10_000 + b',"action":"audit.x"',
+        b'"action":"audit.x","action":"audit.head',
+        b'"action":"tape.seal","result":"done","subject":1,"time":"","details":{' + _ANCHOR + b"}",
+        b'"action":"tape.seal","result":"done","subject":"/\\u0000","time":"","details":{'
+        + _ANCHOR
+        + b"}",
+        b'"action":"tape.seal","result":"done","details":{"anchor":[],"x":{' + _ANCHOR + b"}}",
+        b'"action":"tape.seal","result":"done","details":{"anchor":"tapeseal-anchor:\xff"}',
+    ],
+)
+def test_what_a_holder_of_the_key_wrote_is_read(
+    path: Path, keyring: LocalKeyring, body: bytes
+) -> None:
+    """An entry whose MAC is right, and which says nothing that makes sense, keeps nobody from verifying the others."""
+    make_log(path, keyring, 3)
+    append_body(path, keyring, b'{"sequence":4,' + body)
+    found = verify_log(path, keyring=keyring)
+    assert 4 == found.entries
+    assert {"head"} >= {each.kind for each in found.problems}
+    assert not any(check_tapes(found.tapes, [path.parent]))
+
+
 # Files of one log
 
 
@@ -326,6 +388,77 @@ def test_an_older_file_in_the_place_of_the_present_one(rolled: Path, keyring: Lo
         record(2)
     found = verify_log(rolled, keyring=keyring)
     assert "cut" in {each.kind for each in found.problems}
+
+
+def forge_head(path: Path, log_id: str, head: chain.Head) -> None:
+    """Write a head as one does who has no key."""
+    log = log_id.encode()
+    text = (
+        b"tapeseal-audit-head v1 log=%s file=%010d sequence=%020d size=%020d mac=%s head-mac=%s\n"
+    )
+    numbers = head.file, head.sequence, head.size
+    Path(head_path(path)).write_bytes(text % (log, *numbers, head.mac.hex().encode(), b"0" * 64))
+
+
+@pytest.mark.parametrize("of", [3, 4])
+@pytest.mark.parametrize("then", ["nothing", "other entries"])
+def test_a_forged_head_of_a_log_of_several_files(
+    rolled: Path, keyring: LocalKeyring, of: int, then: str
+) -> None:
+    """No head that somebody without the key makes hides a cut, not even one that says to be of the file before."""
+    lines = rolled.read_bytes().splitlines(keepends=True)
+    write_lines(rolled, lines[:2])
+    header = chain.parse_header(lines[0])
+    last = header.previous if of == 3 else header.mac
+    assert last is not None
+    forge_head(rolled, header.log_id.hex(), chain.Head(of, header.sequence, len(lines[0]), last))
+    if then == "other entries":
+        with recording(rolled, keyring):
+            record(2)
+    assert ["head"] == kinds(rolled, keyring)
+
+
+def test_a_head_of_an_earlier_file(rolled: Path, keyring: LocalKeyring) -> None:
+    """A head that was right two files ago is not that of a log that was cut since."""
+    head = Path(head_path(rolled))
+    raw = head.read_bytes()
+    with recording(rolled, keyring) as log:
+        log.roll()
+        record(1)
+        log.roll()
+        record(1)
+    head.write_bytes(raw)
+    lines = rolled.read_bytes().splitlines(keepends=True)
+    write_lines(rolled, lines[:1])
+    assert ["head"] == kinds(rolled, keyring)
+    with recording(rolled, keyring):
+        record(1)
+    assert ["head"] == kinds(rolled, keyring)
+
+
+@pytest.mark.parametrize("then", ["nothing", "other entries"])
+def test_a_head_by_the_key_of_an_earlier_file(
+    path: Path, keyring: LocalKeyring, other_keyring: LocalKeyring, then: str
+) -> None:
+    """Who has only the key from before a roll to another one cannot hide that the new file was cut."""
+    both = tapeseal.AnyOf([other_keyring, keyring])
+    create_log(path, keyring=keyring)
+    with recording(path, both) as log:
+        record(3)
+        log.roll(other_keyring)
+        record(6)
+    lines = path.read_bytes().splitlines(keepends=True)
+    write_lines(path, lines[:4])
+    old = chain.parse_header(Path(file_path(path, 1)).read_bytes().splitlines(keepends=True)[0])
+    split = chain.split_line(lines[3][:-1])
+    assert split is not None
+    head = chain.Head(2, 7, path.stat().st_size, split[1])
+    forged = chain.build_head(old.log_id, head, chain.unlock(old, keyring))
+    Path(head_path(path)).write_bytes(forged)
+    if then == "other entries":
+        with recording(path, both):
+            record(2)
+    assert ["head"] == kinds(path, both)
 
 
 # Anchors
@@ -645,6 +778,34 @@ def test_a_tape_that_was_moved(path: Path, keyring: LocalKeyring, tapes: Path) -
         if Path(each.path).name in ("renamed.tape", "c.tape")
     }
     assert all(each.ok for each in check_tapes(found.tapes, [tapes, tapes.parent / "c.tape"]))
+
+
+def test_a_folder_of_tapes_behind_a_link(path: Path, keyring: LocalKeyring, tapes: Path) -> None:
+    """A link in the place of a folder hides no tape that is missing from there."""
+    found = verified(path, keyring)
+    elsewhere = path.parent / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "tapes").mkdir()
+    archive = path.parent / "archive"
+    archive.mkdir()
+    tapes.rename(elsewhere / "taken")
+    tapes.symlink_to(elsewhere / "tapes")
+    for name in (path.parent / "tapes", f"{path.parent}/tap*/*.tape", f"{path.parent}/tapes/**"):
+        assert ["missing"] * 3 == [each.state for each in check_tapes(found.tapes, [name])]
+    assert [] == list(check_tapes(found.tapes, [archive, f"{path.parent}/*.tape"]))
+
+
+@pytest.mark.parametrize("pattern", ["*.tape", "[a-c].tape", "../t*/?.tape", "../**/b.tape"])
+def test_a_tape_that_a_pattern_does_not_find(
+    path: Path, keyring: LocalKeyring, tapes: Path, pattern: str
+) -> None:
+    """A tape is missing by a pattern too, if that would find it where the log says that it was."""
+    found = verified(path, keyring)
+    (tapes / "b.tape").unlink()
+    (tapes / ".hidden").mkdir()
+    (tapes / "c.tape").rename(tapes / ".hidden" / "c.tape")
+    checks = list(check_tapes(found.tapes, [str(tapes / pattern), tapes / ".hidden"]))
+    assert ["b.tape"] == [Path(each.path).name for each in checks if each.state == "missing"]
 
 
 def test_a_damaged_tape(path: Path, keyring: LocalKeyring, tapes: Path) -> None:

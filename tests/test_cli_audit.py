@@ -236,6 +236,40 @@ def test_show(log: Path, run: Run) -> None:
     assert 1 == run("audit", "show", "audit.log", "-k", "local:audit.key").code
 
 
+def test_nothing_acts_on_a_terminal(log: Path, run: Run) -> None:
+    """Whatever stands in a log, and whoever wrote it there, nothing of it but text comes to a terminal."""
+    nasty = "\x1b[2J\x9b2J\r\n\u202e[bold]\U0001f600"
+    with AuditLog(log, keyring="local:audit.key", identity=nasty) as opened:
+        audit.start(opened)
+        with audit.operation(f"kv.{nasty}", nasty) as entry:
+            entry.version = entry.result = nasty
+    forged = entries(log)[1]
+    with log.open("ab") as file:
+        file.write(json.dumps(forged, ensure_ascii=False).encode().replace(b",", b",\r") + b"\n")
+    for arguments in (
+        ["report"],
+        ["show"],
+        ["show", "--json"],
+        ["report", "-k", "local:audit.key"],
+        ["show", "-k", "local:audit.key"],
+        ["verify", "-k", "local:audit.key"],
+    ):
+        shown = run("audit", arguments[0], "audit.log", *arguments[1:])
+        text = shown.out.decode() + shown.err
+        assert text.replace("\n", "").isprintable(), arguments
+        assert arguments[0] == "verify" or "[bold]" in text
+
+
+def test_show_goes_by_the_order(log: Path, run: Run) -> None:
+    """What a clock that was put back wrote is shown where it stands."""
+    used(log, 1)
+    early = {**entries(log)[1], "time": "1999-01-01T00:00:00.000000000Z", "subject": "put back"}
+    with log.open("ab") as file:
+        file.write(json.dumps(early).encode() + b"\n")
+    shown = run("audit", "show", "audit.log", "--since", "1h").out.decode()
+    assert "put back" in shown.splitlines()[-1]
+
+
 def test_report(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """A report comes as tables, as JSON and as one page; what fails to verify is said, with exit code 1."""
     monkeypatch.chdir(tmp_path)

@@ -3,11 +3,10 @@
 import contextlib
 import fcntl
 import hashlib
-import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from tapeseal import files
 from tapeseal.audit_log import chain
@@ -287,7 +286,8 @@ class _Checker:
             self._begin_at(header)
         self._header = header
         assert self._key is not None
-        if self._head is None:
+        if self._head is None or self._head.file >= header.file:
+            # By the key of the file that it names: who has an older one could have made it.
             self._head = chain.check_head(raw, header.log_id, self._key)
         self._meet(header.sequence, header.mac)
         return header
@@ -368,7 +368,7 @@ class _Checker:
                     if each is not None:
                         each(text)
                     if _OWN in text or _TAPE_ANCHOR in text:
-                        self._note(line, None)
+                        self._note(line)
                     line = following
                     continue
             self._settle_early(chain.sequence_of(text))
@@ -506,16 +506,19 @@ class _Checker:
         for gap in self._gaps:
             if not gap.first <= sequence <= gap.last:
                 continue
-            authentic = gap.first == sequence and gap.before is not None
-            authentic = authentic and self._follows([gap.before or b""], body, mac)
+            provable = gap.first == sequence and gap.before is not None
+            authentic = provable and self._follows([gap.before or b""], body, mac)
             text = f"entry {sequence} stands behind entry {self._expected - 1}"
-            if gap.first == sequence and not authentic and gap.before is not None:
+            if provable and not authentic:
                 self._problem(line.number, "changed", f"{text}, and is not as it was written")
             else:
                 self._problem(line.number, "reordered", text)
+            if authentic:
                 self.found.entries += 1
                 if self._each is not None:
                     self._each(line.text)
+            elif not provable:
+                self.found.unchecked += 1
             if gap.last == sequence and gap.follower is not None and authentic:
                 follower_body, follower_mac, number = gap.follower
                 if self._follows([mac], follower_body, follower_mac):
@@ -559,7 +562,7 @@ class _Checker:
         if self._each is not None:
             self._each(line.text)
         if _OWN in line.text or _TAPE_ANCHOR in line.text:
-            self._note(line, None)
+            self._note(line)
         self._advance(sequence, [mac])
 
     def _advance(self, sequence: int, before: list[bytes]) -> None:
@@ -619,20 +622,23 @@ class _Checker:
             and details.get("sha256") == hashlib.sha256(torn).hexdigest()
         )
 
-    def _note(self, line: _Line, fields: Mapping[str, Any] | None) -> None:
-        """Look at an authentic entry about a tape, or by the log itself."""
-        fields = fields or json.loads(line.text)
-        action, details = fields["action"], fields.get("details", {})
-        if action in ("tape.seal", "tape.close") and fields["result"] == "done":
-            with contextlib.suppress(ValueError, KeyError, AttributeError):
-                anchor = Anchor.parse(details["anchor"])
-                record = TapeRecord(anchor, fields["subject"], fields["time"])
-                self.found.tapes[anchor.tape_id] = record
+    def _note(self, line: _Line) -> None:
+        """Look at an authentic entry about a tape, or by the log itself; who holds the key may have made it anyhow."""
+        fields = chain.parse_object(line.text) or {}
+        action, time, details = fields.get("action"), fields.get("time"), fields.get("details")
+        if not isinstance(details, dict):
+            details = {}
+        if action in ("tape.seal", "tape.close") and fields.get("result") == "done":
+            anchor, path = details.get("anchor"), fields.get("subject")
+            if isinstance(anchor, str) and isinstance(path, str) and isinstance(time, str):
+                with contextlib.suppress(ValueError):
+                    record = TapeRecord(Anchor.parse(anchor), path, time)
+                    self.found.tapes[record.anchor.tape_id] = record
         elif action == "audit.head":
             self._problem(
                 line.number,
                 "head",
-                f"the head was {details.get('head')}, as a writer found at {fields['time']}: whether "
+                f"the head was {details.get('head')}, as a writer found at {time}: whether "
                 "entries before this one were cut cannot be told",
             )
         elif action == "audit.unsynced":
@@ -651,19 +657,15 @@ class _Checker:
     def _check_head(self, raw: bytes) -> None:
         last = self._expected - 1
         self.found.last = last
-        head = self._head
+        head, header = self._head, self._header
+        what = ""
         if head is None:
-            parsed = chain.parse_head(raw)
-            header = self._header
-            if (
-                parsed is not None
-                and header is not None
-                and parsed[0] == header.log_id
-                and (parsed[1].file, parsed[1].sequence, parsed[1].mac)
-                == (header.file - 1, header.sequence, header.previous)
-            ):
-                return  # A writer died between the new file, which has another key, and its head.
             what = "is missing" if not raw else "is forged, or another log's"
+        elif header is not None and head.file < header.file:
+            if head[:2] == (header.file - 1, header.sequence) and head.mac == header.previous:
+                return  # A writer died between the new file and its head.
+            what = "is an old one"
+        if head is None or what:
             self._problem(
                 0, "head", f"the head {what}: whether the end of the log was cut cannot be told"
             )

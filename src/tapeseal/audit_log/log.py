@@ -579,7 +579,22 @@ class AuditLog(Closing):
             and raw
         ):
             return []
-        if inode != self._inode:
+        known = self._head
+        notes = self._look_again(raw, status)
+        if self._head.sequence < known.sequence:
+            # Log and head were put back together; what this process saw is gone.
+            found: _Facts = {
+                "size": self._head.size,
+                "expected": known.size,
+                "mac": known.mac.hex(),
+            }
+            self._head = self._head._replace(sequence=known.sequence, mac=known.mac)
+            return [_Note("audit.cut", found), *notes]
+        return notes
+
+    def _look_again(self, raw: bytes, status: os.stat_result) -> list[_Note]:
+        """Look at head and file anew, and take what stands there."""
+        if (status.st_dev, status.st_ino) != self._inode:
             self._take_next_file()
         self._lacks_newline = os.pread(self._fd, 1, max(0, status.st_size - 1)) != b"\n"
         assert self._key is not None
@@ -598,9 +613,8 @@ class AuditLog(Closing):
         if (
             head is None
             and parsed is not None
-            and parsed[0] == header.log_id
-            and parsed[1].file < header.file
             and (parsed[1].sequence, parsed[1].mac) == (header.sequence, header.previous)
+            and self._is_head_before(raw)
         ):
             return self._scan(start, size)  # The same, where the new file has another key.
         if head is not None and head.file > header.file:
@@ -611,6 +625,25 @@ class AuditLog(Closing):
         notes = self._scan(start, size)
         state = "missing" if not raw else "forged" if head is None else "old"
         return [_Note("audit.head", {"head": state}), *notes]
+
+    def _is_head_before(self, raw: bytes) -> bool:
+        """Whether a head is an authentic one of the file before, which has another key."""
+        with contextlib.suppress(TapesealError, OSError):
+            fd = os.open(
+                file_path(self.path, self._header.file - 1),
+                os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK,
+            )
+            try:
+                header = read_header(fd)
+            finally:
+                os.close(fd)
+            with (
+                self._as_opener(),
+                contextlib.closing(chain.unlock(header, self._make_keyring())) as key,
+            ):
+                head = chain.check_head(raw, self._header.log_id, key)
+                return head is not None and head.file == header.file == self._header.file - 1
+        return False
 
     def _scan(self, start: Head, size: int) -> list[_Note]:
         """Take the lines that stand behind a head which their writer did not get to update."""
@@ -708,6 +741,8 @@ class AuditLog(Closing):
     def _roll(self, to: Keyring | None) -> str:
         """Begin the next file; with the lock. A crash leaves the old one or the new one under the log's name."""
         assert self._key is not None
+        # Another writer may have died before it did: the end of the old file is what the head is known by.
+        self._write_head(self._head)
         key, recipients = self._key, self._header.recipients
         if to is not None:
             with self._as_opener():
@@ -906,7 +941,7 @@ def _who(identity: str | None) -> str:
     }
     login = _login_name(uid)
     if login is not None:
-        who["login"] = login
+        who["login"] = _cut(login)
     if identity:
         who["identity"] = _cut(identity)
     who["program"] = _cut(program())
@@ -945,7 +980,9 @@ def _login_name(uid: int) -> str | None:
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}… (+{len(text) - _MAX_TEXT})"
+    # A character outside of the basic plane is written as two: so all members of an entry together fit into a line.
+    most = _MAX_TEXT if text.isascii() or max(text) <= "\uffff" else _MAX_TEXT // 2
+    return text if len(text) <= most else f"{text[:most]}… (+{len(text) - most})"
 
 
 def _value(value: object) -> str:

@@ -22,7 +22,10 @@ SOON_DAYS: Final = 14
 
 # What is used, and can go unused: not tapes, commands and what the log says of itself.
 _NO_SECRETS = ("audit.", "command.", "tape.", "blob.", "rows.", "reserve.", "vault.", "doctor.")
-_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z")
+_TIME = re.compile(r"(?:19[7-9]\d|[2-8]\d{3})-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z", re.ASCII)
+
+_MOST_DAYS = 3660
+"""Over a longer time, as where somebody's clock was wrong, days without operations are left out."""
 
 # A minute is a burst with this many operations, and so many times what is usual for who did them.
 _BURST, _BURST_TIMES = 30, 8
@@ -206,7 +209,7 @@ class ReportBuilder:
         self._until_text = time_text(self._until)
         self._entries = self._failed = self._unreadable = 0
         self._begin = ""
-        self._first_in_period = ""
+        self._is_begun = False
         self._people: dict[str, Person] = {}
         self._uses: dict[tuple[str, str], Use] = {}
         self._failures: dict[tuple[str, str, str, str], Failure] = {}
@@ -227,7 +230,7 @@ class ReportBuilder:
             self._unreadable += 1
             return
         time, action = entry["time"], entry["action"]
-        if time > self._until_text:
+        if time > self._until_text and self._settings.until is not None:
             return
         self._begin = self._begin or time
         if action.startswith("audit."):
@@ -242,9 +245,10 @@ class ReportBuilder:
         pair = (who, subject)
         if is_secret:
             self._pairs.setdefault(pair, time)
-        if time < self._since_text:
+        # What stands behind an entry of the period is of it too: whoever puts back the clock hides nothing.
+        if time < self._since_text and not self._is_begun:
             return
-        self._first_in_period = self._first_in_period or time
+        self._is_begun = self._is_begun or time <= self._until_text
         self._entries += 1
         self._failed += not done
         day, weekday, hour = self._place(time)
@@ -337,6 +341,8 @@ class ReportBuilder:
         if not self._days:
             return []
         day, last = (datetime.fromisoformat(each) for each in (min(self._days), max(self._days)))
+        if (last - day).days > _MOST_DAYS:
+            return [self._days[each] for each in sorted(self._days)]
         found = []
         while day <= last:
             name = f"{day:%Y-%m-%d}"
@@ -487,14 +493,21 @@ class _Rhythm:
 
 def parse_entry(line: bytes) -> dict[str, Any] | None:
     """Return an entry of a line; None where it is none."""
-    parsed = chain.parse_object(line) if len(line) <= chain.MAX_LINE_SIZE else None
+    # What is not ASCII, or a terminal could act on, the log did not write.
+    if len(line) > chain.MAX_LINE_SIZE or not (line.isascii() and line.decode().isprintable()):
+        return None
+    parsed = chain.parse_object(line)
     if parsed is None:
         return None
     found = {"details": {}, **parsed}
     texts = ("time", "host", "user", "program", "action", "subject", "result")
     if not all(isinstance(found.get(name), str) for name in texts):
         return None
-    if not _TIME.fullmatch(found["time"]):
+    try:
+        if not _TIME.fullmatch(found["time"]):
+            return None
+        _moment(found["time"])
+    except ValueError:
         return None
     if not isinstance(found.get("version"), str | int | None):
         return None

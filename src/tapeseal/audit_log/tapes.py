@@ -1,7 +1,8 @@
 """Tapes against the anchors of an audit log: one that was cut, put back to an earlier state or taken away is found."""
 
+import fnmatch
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from tapeseal.audit_log.check import TapeRecord
@@ -56,18 +57,40 @@ def check_tapes(
                 yield _check(path, records, keyring, seen)
         except FileNotFoundError:
             continue  # Whether something should be there the log says.
-    roots = [os.path.realpath(name) for name in given]
     for tape_id, record in records.items():
-        real = os.path.realpath(record.path)
-        if tape_id not in seen and any(
-            real == root or real.startswith(f"{root}{os.sep}") for root in roots
-        ):
+        if tape_id not in seen and any(_is_meant(record.path, name) for name in given):
             yield TapeCheck(
                 record.path,
                 tape_id.hex(),
                 "missing",
                 f"it was there at {record.time} with {record.anchor.items} items, and is not any more",
             )
+
+
+def _is_meant(path: str, name: str) -> bool:
+    """Whether a tape that stood there is one that a name stands for, as it is written or where links lead now."""
+    if "\0" in path:
+        return False  # No file has such a name.
+    for by in (os.path.abspath, os.path.realpath):
+        tape, root = by(path), by(name)
+        if tape == root or tape.startswith(f"{root.rstrip(os.sep)}{os.sep}"):
+            return True
+        if _fits(tape.split(os.sep), root.split(os.sep)):
+            return True
+    return False
+
+
+def _fits(path: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether glob finds a path by a pattern, both in their parts."""
+    if not pattern:
+        return not path
+    if pattern[0] == "**" and _fits(path, pattern[1:]):
+        return True
+    if not path or (path[0].startswith(".") and not pattern[0].startswith(".")):
+        return False
+    if pattern[0] == "**":
+        return _fits(path[1:], pattern)
+    return fnmatch.fnmatchcase(path[0], pattern[0]) and _fits(path[1:], pattern[1:])
 
 
 def _check(

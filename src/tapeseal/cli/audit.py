@@ -520,6 +520,8 @@ def _show_report(made: "Report") -> None:
         f"{made.since[:10]} to {made.until[:10]}: {output.counted(made.entries, 'operations')}, {made.failed:,} failed,"
         f" {len(made.people)} services and people, {made.subjects} keys and secrets; the log is {state}"
     )
+    if made.unreadable:
+        output.line(f"{output.counted(made.unreadable, 'lines')} could not be read")
     output.line()
     table(
         "Problems of the log", ["Problem"], ((each,) for each in made.problems), len(made.problems)
@@ -609,6 +611,8 @@ def show(
     from tapeseal.audit_log.report import parse_entry, time_text
 
     kept: collections.deque[tuple[bytes, dict[str, Any]]] = collections.deque(maxlen=last)
+    now = time_text(datetime.now(UTC))
+    is_begun = False
     start = "" if since is None else time_text(since)
     stop = "~" if until is None else time_text(until)
 
@@ -626,8 +630,11 @@ def show(
 
     def take(line: bytes) -> None:
         entry = parse_entry(line)
-        if entry is None or not start <= entry["time"] <= stop:
+        nonlocal is_begun
+        # As in a report: what stands behind an entry of the period is of it too.
+        if entry is None or entry["time"] > stop or (entry["time"] < start and not is_begun):
             return
+        is_begun = is_begun or entry["time"] <= now
         if failed and entry["result"] == "done":
             return
         if who is not None and who not in (
