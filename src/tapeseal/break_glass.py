@@ -251,11 +251,9 @@ def seal(
             raise ValueError(f"{each!r} is no name: letters, digits, '.', '_' and '-', at most 64")
     if not secrets:
         raise ValueError("there is nothing to seal")
-    if len(custodians) > 32:
-        raise ValueError(f"{len(custodians)} custodians; 32 are possible")
     if not 1 <= seconds <= 7 * 86400:
         raise ValueError("access is granted for a second to a week")
-    quorum = Quorum(threshold, list(custodians.values()))
+    quorum = check_quorum(custodians, threshold)
     context = {"name": name, "opens": ",".join(opens), "seconds": str(seconds)}
     context |= {f"custodian.{n}": each for n, each in enumerate(custodians, 1)}
     with audit.operation("break-glass.seal", name, custodians=",".join(custodians)):
@@ -267,14 +265,24 @@ def seal(
         drill = blob.encrypt(
             b"a drill", keyring=quorum, encryption_context={"purpose": _DRILL_PURPOSE, **context}
         )
-        made = ((path + ".drill", drill), (path, package))
-        for _, content in made:
-            with memoryview(content) as view:
-                header = blob.read_header(view)
-            if len(header.recipients) != len(custodians):
-                raise ValueError("a custodian has one key: a share for several cannot be approved")
-        for target, content in made:
+        for target, content in ((path + ".drill", drill), (path, package)):
             _write(target, content, replace=True)
+
+
+def check_quorum(custodians: Mapping[str, Keyring], threshold: int) -> Quorum:
+    """Return the quorum of custodians, once it is known that a package can be sealed for it.
+
+    Raises:
+        ValueError: too few or too many of them, or one who has several keys, or the key of another.
+        KeyUnavailableError: a custodian's key could not be used.
+    """
+    if len(custodians) > 32:
+        raise ValueError(f"{len(custodians)} custodians; 32 are possible")
+    quorum = Quorum(threshold, list(custodians.values()))
+    with memoryview(blob.encrypt(b"a trial", keyring=quorum)) as view:
+        if len(blob.read_header(view).recipients) != len(custodians):
+            raise ValueError("a custodian has one key: a share for several cannot be approved")
+    return quorum
 
 
 def request(
