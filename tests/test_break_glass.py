@@ -4,6 +4,7 @@ import base64
 import itertools
 import json
 import logging
+import os
 import re
 import zlib
 from datetime import UTC, datetime, timedelta
@@ -19,10 +20,11 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from support import leaks
-from tapeseal import blob, break_glass
+from tapeseal import AnyOf, audit, blob, break_glass
 from tapeseal.break_glass import Package, Request, approve, open_package, request, seal
 from tapeseal.errors import (
     AccessDeniedError,
+    AuditError,
     DamagedError,
     KeyUnavailableError,
     NotATapeError,
@@ -206,6 +208,64 @@ def test_a_swapped_request_has_another_fingerprint(ceremony: Ceremony, tmp_path:
     assert not (tmp_path / "alice.approval").exists()
 
 
+def test_what_is_told_is_the_fingerprint_of_what_was_written(
+    ceremony: Ceremony, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who puts another request in the place of a new one does not have its fingerprint told to the custodians."""
+    path, link = tmp_path / "new.request", os.link
+
+    def swap(source: object, target: object) -> None:
+        link(str(source), str(target))
+        if str(target) == str(path):
+            path.write_bytes(ceremony.request.read_bytes())
+
+    monkeypatch.setattr(os, "link", swap)
+    told = request(ceremony.package, path, reason="KMS outage")
+    assert ceremony.fingerprint == Request.read(path).fingerprint != told
+
+
+def test_the_key_in_a_request_is_the_requesters(
+    ceremony: Ceremony, halves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A public half that somebody swapped before it came into the request is noticed."""
+    public, link = tmp_path / "new.request.key.pub", os.link
+
+    def swap(source: object, target: object) -> None:
+        link(str(source), str(target))
+        if str(target) == str(public):
+            public.write_bytes((halves / "mallory.pub").read_bytes())
+
+    monkeypatch.setattr(os, "link", swap)
+    with pytest.raises(DamagedError, match="was changed while the request was made"):
+        request(ceremony.package, tmp_path / "new.request", reason="KMS outage")
+    assert not (tmp_path / "new.request").exists()
+
+
+def test_what_was_shown_is_what_is_granted(ceremony: Ceremony, tmp_path: Path) -> None:
+    """Where the request is swapped while its custodian looks at it, what was looked at is granted, and nothing else."""
+    shown = []
+
+    def ask(package: Package, asked: Request) -> str:
+        shown.append((package.opens, asked.reason, asked.seconds))
+        fields = json.loads(ceremony.request.read_text())
+        ceremony.request.write_text(json.dumps(fields | {"reason": "another", "seconds": 600}))
+        ceremony.package.write_bytes(b"")
+        return ceremony.fingerprint
+
+    before = ceremony.request.read_bytes(), ceremony.package.read_bytes()
+    keyring = PublicKeyKeyring(ceremony.halves / "alice")
+    path = tmp_path / "alice.approval"
+    approve(ceremony.package, ceremony.request, keyring, path, fingerprint=ask)
+    assert [(("binance", "db-admin"), "KMS outage", 60)] == shown
+    approval = json.loads(path.read_text())
+    assert approval["request"] != Request.read(ceremony.request).digest
+    ceremony.request.write_bytes(before[0])
+    ceremony.package.write_bytes(before[1])
+    open_package(
+        ceremony.package, ceremony.request, [tmp_path / "alice.approval", ceremony.approve("bob")]
+    ).close()
+
+
 def test_approvals_need_the_requests_key(ceremony: Ceremony) -> None:
     """Whoever finds request and approvals, and not the key file, opens nothing."""
     approvals = [ceremony.approve(name) for name in NAMES[:2]]
@@ -230,6 +290,76 @@ def test_a_request_expires(ceremony: Ceremony) -> None:
     ceremony.fingerprint = Request.read(ceremony.request).fingerprint
     with pytest.raises(AccessDeniedError, match="expired at"):
         ceremony.approve("carol")
+
+
+@pytest.mark.parametrize(
+    ("made", "expires", "problem"),
+    [
+        (-10, 3591, "3600 s are possible"),
+        (-7200, 60, "3600 s are possible"),
+        (0, 365 * 86400, "3600 s are possible"),
+        (86400, 86400 + 3600, "set the clock that is wrong"),
+    ],
+)
+def test_a_request_that_gives_itself_more_time(
+    ceremony: Ceremony, made: int, expires: int, problem: str
+) -> None:
+    """Nobody approves a request that was written to be open for longer than an hour, or later than now."""
+    now = datetime.now(UTC).replace(microsecond=0)
+    fields = json.loads(ceremony.request.read_text())
+    fields["made"] = (now + timedelta(seconds=made)).isoformat()
+    fields["expires"] = (now + timedelta(seconds=expires)).isoformat()
+    ceremony.request.write_text(json.dumps(fields))
+    ceremony.fingerprint = Request.read(ceremony.request).fingerprint
+    with pytest.raises(AccessDeniedError, match=problem):
+        ceremony.approve("alice")
+
+
+def test_clocks_may_differ_a_little(ceremony: Ceremony) -> None:
+    """A custodian whose clock is a minute or two behind approves."""
+    made = datetime.now(UTC).replace(microsecond=0) + timedelta(minutes=2)
+    fields = json.loads(ceremony.request.read_text())
+    fields |= {"made": made.isoformat(), "expires": (made + timedelta(hours=1)).isoformat()}
+    ceremony.request.write_text(json.dumps(fields))
+    ceremony.fingerprint = Request.read(ceremony.request).fingerprint
+    assert ceremony.approve("alice").exists()
+
+
+@pytest.mark.parametrize(
+    ("member", "value"),
+    [
+        ("reason", '""'),
+        ("reason", r'"outage\nbreak-glass: carol has approved"'),
+        ("reason", r'"outage \u202e7411 tekcit"'),
+        ("reason", r'"\ud800"'),
+        ("reason", f'"{"x" * 501}"'),
+        ("requester", r'"dave\u001b[2J"'),
+        ("name", r'"vault\u0000glass"'),
+        ("made", '"yesterday"'),
+        ("made", '"2026-11-27T10:00:00"'),
+        ("seconds", "true"),
+        ("seconds", "NaN"),
+        ("seconds", "1" + "0" * 5000),
+        ("drill", "0"),
+        ("public_key", "null"),
+        ("more", "1"),
+    ],
+    ids=lambda text: text[:20],
+)
+def test_requests_that_nobody_can_read(ceremony: Ceremony, member: str, value: str) -> None:
+    """What a custodian is shown, and logs take, is a line of text; what is no request is refused."""
+    fields = json.loads(ceremony.request.read_text()) | {member: "here"}
+    ceremony.request.write_text(json.dumps(fields).replace('"here"', value))
+    with pytest.raises(DamagedError, match="is no break-glass request"):
+        Request.read(ceremony.request)
+
+
+def test_a_member_stands_once(ceremony: Ceremony) -> None:
+    """A request that says two things, one of which another program would show, is none."""
+    text = ceremony.request.read_text()
+    ceremony.request.write_text(text.replace('"reason"', '"reason": "a drill",\n "reason"'))
+    with pytest.raises(DamagedError, match="is no break-glass request"):
+        Request.read(ceremony.request)
 
 
 @pytest.mark.parametrize(
@@ -279,6 +409,28 @@ def test_a_wrong_approval_among_enough_does_no_harm(ceremony: Ceremony) -> None:
         assert ("bob", "carol") == opened.approved_by
     with pytest.raises(DamagedError, match=r"alice, bob, was changed"):
         open_package(ceremony.package, ceremony.request, approvals[:2])
+
+
+def test_many_custodians_of_whom_some_lie(tmp_path: Path, halves: Path) -> None:
+    """Of 32 custodians who all answered, the first two with rubbish, sixteen of the others open the package."""
+    create_key_pair(tmp_path / "key")
+    package, asked = tmp_path / "p", tmp_path / "r"
+    keyrings = {}
+    for number in range(32):
+        create_key_pair(tmp_path / f"c{number:02}")
+        keyrings[f"c{number:02}"] = PublicKeyKeyring(tmp_path / f"c{number:02}")
+    with secret(CANARY) as token:
+        seal(package, {"token": token}, keyrings, 16)
+    told = request(package, asked, reason="outage")
+    approvals = [tmp_path / f"{name}.approval" for name in keyrings]
+    for path, keyring in zip(approvals, keyrings.values(), strict=True):
+        approve(package, asked, keyring, path, fingerprint=told)
+    texts = [json.loads(path.read_text()) for path in approvals[:3]]
+    for path, text in zip(approvals[:2], texts[:2], strict=True):
+        path.write_text(json.dumps(text | {"wrapped": texts[2]["wrapped"]}))
+    with open_package(package, asked, approvals) as opened:
+        assert CANARY == opened["token"].expose()
+        assert not {"c00", "c01"} & set(opened.approved_by)
 
 
 def test_a_stranger_approves_nothing(ceremony: Ceremony, halves: Path, tmp_path: Path) -> None:
@@ -363,6 +515,17 @@ def test_packages_that_cannot_be(tmp_path: Path, halves: Path, change: dict[str,
     assert [] == list(tmp_path.iterdir())
 
 
+def test_each_custodian_has_one_key(ceremony: Ceremony, halves: Path) -> None:
+    """What could not be opened, for a custodian's share is wrapped for several keys, takes no package's place."""
+    before = ceremony.package.read_bytes()
+    alice, bob, carol = (PublicKeyKeyring(halves / f"{name}.pub") for name in NAMES)
+    with secret("x") as token, pytest.raises(ValueError, match="a custodian has one key"):
+        seal(ceremony.package, {"token": token}, {"a": AnyOf([alice, bob]), "c": carol}, 2)
+    with secret("x") as token, pytest.raises(ValueError, match="two shares"):
+        seal(ceremony.package, {"token": token}, {"a": alice, "b": alice, "c": carol}, 2)
+    assert before == ceremony.package.read_bytes()
+
+
 @pytest.mark.parametrize("reason", ["", "  ", "x" * 501, "a\x1b[2J"])
 def test_a_request_has_a_reason(ceremony: Ceremony, tmp_path: Path, reason: str) -> None:
     """Without a reason that can be read there is no request."""
@@ -380,6 +543,58 @@ def test_it_is_loud(ceremony: Ceremony, caplog: pytest.LogCaptureFixture) -> Non
     assert all("KMS outage" in each.getMessage() for each in caplog.records)
     assert re.search(r"opened by dave@ops for 60 s, approved by alice, bob", caplog.text)
     assert CANARY not in caplog.text
+
+
+class Entries:
+    """An audit log that keeps entries in memory, and has no room for those of one action."""
+
+    def __init__(self, full_for: str = "") -> None:
+        self.full_for = full_for
+        self.entries: dict[str, audit.operation] = {}
+
+    def check(self) -> None:
+        """Take anything, as far as is known before."""
+
+    def append(self, entry: audit.operation) -> None:
+        """Keep an entry."""
+        if entry.action == self.full_for:
+            raise AuditError("no space")
+        self.entries[entry.action] = entry
+
+
+def test_the_audit_log_names_who_opened_it(ceremony: Ceremony) -> None:
+    """An approval that was made up in the name of another custodian is not in the log, for it opened nothing."""
+    approvals = [ceremony.approve(name) for name in NAMES[:2]]
+    made_up = ceremony.directory / "made-up.approval"
+    made_up.write_text(json.dumps(json.loads(approvals[0].read_text()) | {"share": 3}))
+    log = Entries()
+    audit.start(log)
+    try:
+        open_package(ceremony.package, ceremony.request, [*approvals, made_up]).close()
+    finally:
+        audit.stop()
+    details = log.entries["break-glass.open"].details
+    assert ("alice,bob", "KMS outage", 60) == tuple(
+        details[name] for name in ("custodians", "reason", "seconds")
+    )
+
+
+@pytest.mark.parametrize("action", ["approve", "open"])
+def test_nothing_is_done_that_is_not_in_the_audit_log(ceremony: Ceremony, action: str) -> None:
+    """Where the log is full when its turn comes, there is no approval, and nothing was opened."""
+    approvals = [ceremony.approve(name) for name in NAMES[:2]]
+    before = set(ceremony.directory.iterdir())
+    act = {
+        "approve": lambda: ceremony.approve("carol"),
+        "open": lambda: open_package(ceremony.package, ceremony.request, approvals),
+    }[action]
+    audit.start(Entries(f"break-glass.{action}"))
+    try:
+        with pytest.raises(AuditError):
+            act()
+    finally:
+        audit.stop()
+    assert before == set(ceremony.directory.iterdir())
 
 
 def test_no_file_holds_a_secret(ceremony: Ceremony) -> None:

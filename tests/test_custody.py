@@ -1,9 +1,11 @@
 """Custody of a Vault: shares that only custodians can read, made once, and unsealing by a quorum of them."""
 
 import base64
+import contextlib
 import errno
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,11 @@ hvac = pytest.importorskip("hvac")
 from servers.bao import Server, free_ports, wait_for  # noqa: E402
 from servers.certs import Authority  # noqa: E402
 from servers.fault_proxy import FaultProxy  # noqa: E402
-from tapeseal import blob, break_glass, custody  # noqa: E402
+from tapeseal import AnyOf, audit, blob, break_glass, custody  # noqa: E402
 from tapeseal.custody import initialise, seal_status, unseal  # noqa: E402
 from tapeseal.errors import (  # noqa: E402
     AccessDeniedError,
+    AuditError,
     DamagedError,
     KeyUnavailableError,
     OutcomeUnknownError,
@@ -255,6 +258,116 @@ def test_obstacles_are_found_before(
     assert ([], False) == (list(folder.iterdir()), seal_status(session).initialised)
 
 
+def test_a_quorum_that_no_package_can_have(
+    session: VaultSession, publics: dict[str, PublicKeyKeyring], tmp_path: Path
+) -> None:
+    """One with two shares, a share of two and more custodians than a package takes are found before Vault is asked."""
+    alice, bob, carol = publics.values()
+    for keyrings, problem in (
+        ({"alice": alice, "bob": bob, "alias": alice}, "two shares"),
+        ({"alice": AnyOf([alice, bob]), "carol": carol}, "a custodian has one key"),
+        ({f"c{number}": alice for number in range(33)}, "32 are possible"),
+    ):
+        with pytest.raises(ValueError, match=problem):
+            initialise(session, keyrings, 2, tmp_path / "shares")
+    assert not (tmp_path / "shares").exists()
+    assert not seal_status(session).initialised
+
+
+def test_a_file_that_comes_between(
+    session: VaultSession,
+    publics: dict[str, PublicKeyKeyring],
+    halves: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A file that somebody makes while Vault is asked keeps no share from the disk."""
+    folder, allocate = tmp_path / "shares", os.posix_fallocate
+
+    def come_between(fd: int, offset: int, size: int) -> None:
+        allocate(fd, offset, size)
+        if size == 4 * custody._ROOM:  # The last that is done before.
+            with contextlib.suppress(FileExistsError):
+                (folder / "bob.share").touch(exist_ok=False)
+
+    monkeypatch.setattr(os, "posix_fallocate", come_between)
+    initialise(session, publics, 2, folder)
+    for name in ("alice", "bob"):
+        status = unseal(session, folder / f"{name}.share", PublicKeyKeyring(halves / name))
+    assert not status.sealed
+
+
+class WhenAnswered(dict[bytes, bytes]):
+    """What a proxy replaces in an answer: nothing, but something is done before the answer goes on."""
+
+    def __init__(self, act: Callable[[], object]) -> None:
+        super().__init__()
+        self.act = act
+
+    def items(self) -> Any:
+        """Do it."""
+        self.act()
+        return super().items()
+
+
+def test_who_gives_up_on_a_slow_answer(
+    server: Server, publics: dict[str, PublicKeyKeyring], halves: Path, tmp_path: Path
+) -> None:
+    """Ctrl-C between what Vault did and its answer waits until all shares are on the disk."""
+    tls = (str(tmp_path / "tls" / "server.pem"), str(tmp_path / "tls" / "server.key"))
+    folder = tmp_path / "shares"
+    with (
+        FaultProxy(server.address, ca_file=server.ca_file, certificate=tls) as proxy,
+        VaultSession(proxy.address, login=Token("none"), ca_file=server.ca_file) as session,
+    ):
+        interrupt = WhenAnswered(lambda: os.kill(os.getpid(), signal.SIGINT))
+        proxy.fault("POST /v1/sys/init", replace=interrupt, times=1)
+        with pytest.raises(KeyboardInterrupt):
+            initialise(session, publics, 2, folder)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        for name in ("alice", "bob"):
+            status = unseal(session, folder / f"{name}.share", PublicKeyKeyring(halves / name))
+    assert not status.sealed
+    assert break_glass.Package.read(folder / "root.glass").custodians == NAMES
+
+
+def test_an_audit_log_that_becomes_full(
+    server: Server, publics: dict[str, PublicKeyKeyring], halves: Path, tmp_path: Path
+) -> None:
+    """Where the log takes no entries any more once Vault has spoken, that is said, and all shares are on the disk."""
+
+    class Log:
+        full = False
+        entries = 0
+
+        def check(self) -> None:
+            if self.full:
+                raise AuditError("no space")
+
+        def append(self, entry: audit.operation) -> None:
+            self.entries += 1
+            self.check()
+
+    tls = (str(tmp_path / "tls" / "server.pem"), str(tmp_path / "tls" / "server.key"))
+    folder, log = tmp_path / "shares", Log()
+    with (
+        FaultProxy(server.address, ca_file=server.ca_file, certificate=tls) as proxy,
+        VaultSession(proxy.address, login=Token("none"), ca_file=server.ca_file) as session,
+    ):
+        filled = WhenAnswered(lambda: setattr(log, "full", True))
+        proxy.fault("POST /v1/sys/init", replace=filled, times=1)
+        audit.start(log)
+        try:
+            with pytest.raises(AuditError):
+                initialise(session, publics, 2, folder)
+        finally:
+            audit.stop()
+        for name in ("alice", "bob"):
+            status = unseal(session, folder / f"{name}.share", PublicKeyKeyring(halves / name))
+    assert not status.sealed
+    assert break_glass.Package.read(folder / "root.glass").custodians == NAMES
+
+
 def test_one_share_that_cannot_be_written_keeps_the_others(
     session: VaultSession,
     publics: dict[str, PublicKeyKeyring],
@@ -277,6 +390,7 @@ def test_one_share_that_cannot_be_written_keeps_the_others(
         path = tmp_path / "shares" / f"{name}.share"
         status = unseal(session, path, PublicKeyKeyring(halves / name))
     assert not status.sealed
+    assert break_glass.Package.read(tmp_path / "shares" / "root.glass").custodians == NAMES
 
 
 def test_a_slow_answer_is_waited_for(

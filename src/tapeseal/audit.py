@@ -3,9 +3,14 @@
 The log itself is `tapeseal.audit_log`, which stands above everything that calls this.
 """
 
+import contextlib
 import time
+from collections.abc import Iterator
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Protocol, Self
+
+from tapeseal.errors import AuditError
 
 
 class operation:  # noqa: N801 # reads as `with audit.operation(...)`
@@ -50,7 +55,11 @@ class operation:  # noqa: N801 # reads as `with audit.operation(...)`
 
     def __enter__(self) -> Self:
         if self._log is not None:
-            self._log.check()
+            try:
+                self._log.check()
+            except AuditError:
+                if not _regardless.get():
+                    raise
             self._start = time.monotonic_ns()
         return self
 
@@ -66,13 +75,33 @@ class operation:  # noqa: N801 # reads as `with audit.operation(...)`
                 self.result = exc_type.__name__
             elif self.result is None:
                 self.result = "done"
-            self._log.append(self)
+            try:
+                self._log.append(self)
+            except AuditError:
+                if not _regardless.get():
+                    raise
 
 
 def _no_text(what: str, value: object) -> TypeError:
     return TypeError(
         f"{what} of an audited operation is text or a whole number, not {type(value).__name__}"
     )
+
+
+_regardless = ContextVar("tapeseal audit regardless", default=False)
+
+
+@contextlib.contextmanager
+def regardless() -> Iterator[None]:
+    """Where the log cannot take an entry, do what the body does all the same: it is lost for good otherwise.
+
+    The entries are kept, as those of operations that were done, and written first when the log can again.
+    """
+    token = _regardless.set(True)
+    try:
+        yield
+    finally:
+        _regardless.reset(token)
 
 
 class Log(Protocol):

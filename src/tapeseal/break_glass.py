@@ -20,13 +20,15 @@ import hashlib
 import itertools
 import json
 import logging
+import math
 import os
+import random
 import re
 import socket
 import struct
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple, Self
 
@@ -42,7 +44,7 @@ from tapeseal.errors import (
     NotATapeError,
 )
 from tapeseal.files import StrPath, new_file, sync_directory, write_all
-from tapeseal.header import Header
+from tapeseal.header import Header, check_mac
 from tapeseal.keyrings.public_key import PROVIDER, PublicKeyKeyring, create_key_pair
 from tapeseal.keyrings.quorum import Quorum
 from tapeseal.layout import Recipient
@@ -58,7 +60,8 @@ COLLECTING_SECONDS: Final = 3600
 
 _MAX_FILE_SIZE: Final = 1 << 20
 _MAX_REASON: Final = 500
-_MAX_TRIES: Final = 1000
+_MAX_TRIES: Final = 10_000
+_CLOCKS_APART: Final = timedelta(minutes=5)
 _PURPOSE, _DRILL_PURPOSE = "break-glass", "break-glass drill"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _LENGTH = struct.Struct("<I")
@@ -153,15 +156,19 @@ class Request:
         """
         text = _read_file(path)
         fields = _parse(text, "request", set(cls.__dataclass_fields__) - {"digest"}, path)
-        digest = hashlib.sha256(b"tapeseal break-glass request\0" + text).hexdigest()
         try:
-            made = cls(**fields, digest=digest)
+            made = cls(**fields, digest=_digest(text))
             well = (
-                all(isinstance(getattr(made, name), str) for name in _TEXTS)
+                # They are shown to custodians, and go to logs.
+                all(map(_is_line, (getattr(made, name) for name in _LINES)))
+                and isinstance(made.public_key, str)
                 and type(made.drill) is bool
                 and type(made.seconds) is int
                 and made.seconds > 0
-                and datetime.fromisoformat(made.expires).tzinfo is not None
+                and all(
+                    datetime.fromisoformat(each).tzinfo is not None
+                    for each in (made.made, made.expires)
+                )
             )
         except (TypeError, ValueError):
             well = False
@@ -177,9 +184,22 @@ class Request:
                 f"the request is for another package than {package.path}: for {self.name}, {kind}, "
                 "or it was sealed anew since"
             )
-        if datetime.now(UTC) >= datetime.fromisoformat(self.expires):
+        now, made = datetime.now(UTC), datetime.fromisoformat(self.made)
+        expires = datetime.fromisoformat(self.expires)
+        if now >= expires:
             raise AccessDeniedError(
                 f"the request expired at {self.expires}: make another, and have that approved"
+            )
+        if made - now > _CLOCKS_APART:
+            raise AccessDeniedError(
+                f"the request says that it was made at {self.made}, and here it is "
+                f"{now.isoformat(timespec='seconds')}: set the clock that is wrong, and make another "
+                "request where it was the requester's"
+            )
+        if expires - made > timedelta(seconds=COLLECTING_SECONDS):
+            raise AccessDeniedError(
+                f"the request was made at {self.made} to be open until {self.expires}; "
+                f"{COLLECTING_SECONDS} s are possible"
             )
         if self.seconds > package.seconds:
             raise AccessDeniedError(
@@ -187,7 +207,15 @@ class Request:
             )
 
 
-_TEXTS = ("package", "name", "reason", "requester", "made", "expires", "public_key")
+_LINES = ("package", "name", "reason", "requester", "made", "expires")
+
+
+def _is_line(text: object) -> bool:
+    return isinstance(text, str) and 1 <= len(text) <= _MAX_REASON and text.isprintable()
+
+
+def _digest(request: bytes) -> str:
+    return hashlib.sha256(b"tapeseal break-glass request\0" + request).hexdigest()
 
 
 def seal(
@@ -223,11 +251,9 @@ def seal(
             raise ValueError(f"{each!r} is no name: letters, digits, '.', '_' and '-', at most 64")
     if not secrets:
         raise ValueError("there is nothing to seal")
-    if len(custodians) > 32:
-        raise ValueError(f"{len(custodians)} custodians; 32 are possible")
     if not 1 <= seconds <= 7 * 86400:
         raise ValueError("access is granted for a second to a week")
-    quorum = Quorum(threshold, list(custodians.values()))
+    quorum = check_quorum(custodians, threshold)
     context = {"name": name, "opens": ",".join(opens), "seconds": str(seconds)}
     context |= {f"custodian.{n}": each for n, each in enumerate(custodians, 1)}
     with audit.operation("break-glass.seal", name, custodians=",".join(custodians)):
@@ -241,6 +267,22 @@ def seal(
         )
         for target, content in ((path + ".drill", drill), (path, package)):
             _write(target, content, replace=True)
+
+
+def check_quorum(custodians: Mapping[str, Keyring], threshold: int) -> Quorum:
+    """Return the quorum of custodians, once it is known that a package can be sealed for it.
+
+    Raises:
+        ValueError: too few or too many of them, or one who has several keys, or the key of another.
+        KeyUnavailableError: a custodian's key could not be used.
+    """
+    if len(custodians) > 32:
+        raise ValueError(f"{len(custodians)} custodians; 32 are possible")
+    quorum = Quorum(threshold, list(custodians.values()))
+    with memoryview(blob.encrypt(b"a trial", keyring=quorum)) as view:
+        if len(blob.read_header(view).recipients) != len(custodians):
+            raise ValueError("a custodian has one key: a share for several cannot be approved")
+    return quorum
 
 
 def request(
@@ -269,36 +311,42 @@ def request(
     """
     found = Package.read(package)
     reason = " ".join(reason.split())
-    if not reason or len(reason) > _MAX_REASON or not reason.isprintable():
-        raise ValueError(f"a request has a reason, of at most {_MAX_REASON} characters")
+    requester = requester or f"{getpass.getuser()}@{socket.gethostname()}"
+    if not (_is_line(reason) and _is_line(requester)):
+        raise ValueError(
+            f"a request has a reason and a requester, each of at most {_MAX_REASON} characters"
+        )
     seconds = found.seconds if seconds is None else seconds
     if not 1 <= seconds <= found.seconds:
         raise ValueError(f"the package grants a second to {found.seconds} s, not {seconds}")
     path = os.fspath(path)
     if os.path.lexists(path):
         raise FileExistsError(17, "the file exists", path)
-    key_file = f"{path}.key"
-    create_key_pair(key_file)
-    with open(f"{key_file}.pub", encoding="ascii") as file:
-        public = file.read()
-    os.unlink(f"{key_file}.pub")  # The request has it.
-    now = datetime.now(UTC).replace(microsecond=0)
-    made = Request(
-        found.id,
-        found.name,
-        found.drill,
-        reason,
-        requester or f"{getpass.getuser()}@{socket.gethostname()}",
-        now.isoformat(),
-        (now + timedelta(seconds=COLLECTING_SECONDS)).isoformat(),
-        seconds,
-        public,
-    )
     with audit.operation("break-glass.request", found.name, reason=reason, drill=int(found.drill)):
+        key_file = f"{path}.key"
+        key_id = create_key_pair(key_file)
+        public = _read_file(f"{key_file}.pub")
+        if PublicKeyKeyring.of_public_half(public, f"{key_file}.pub").key_id != key_id:
+            raise DamagedError(f"{key_file}.pub was changed while the request was made", 0)
+        os.unlink(f"{key_file}.pub")  # The request has it.
+        now = datetime.now(UTC).replace(microsecond=0)
+        made = Request(
+            found.id,
+            found.name,
+            found.drill,
+            reason,
+            requester,
+            now.isoformat(),
+            (now + timedelta(seconds=COLLECTING_SECONDS)).isoformat(),
+            seconds,
+            public.decode(),
+        )
         fields = asdict(made)
         del fields["digest"]
-        _write(path, _build("request", fields), replace=False)
-    return Request.read(path).fingerprint
+        content = _build("request", fields)
+        _write(path, content, replace=False)
+    # Of what was written, whatever stands there by now.
+    return replace(made, digest=_digest(content)).fingerprint
 
 
 def approve(
@@ -307,7 +355,7 @@ def approve(
     keyring: Keyring,
     path: StrPath,
     *,
-    fingerprint: str,
+    fingerprint: str | Callable[[Package, Request], str],
 ) -> str:
     """Grant a request: take this custodian's share and wrap it for the request's key.
 
@@ -316,7 +364,8 @@ def approve(
         request: the request's file.
         keyring: over the custodian's private key.
         path: of the approval, where there is nothing yet.
-        fingerprint: what the requester said, in person or over the telephone.
+        fingerprint: what the requester said, in person or over the telephone; or a function that shows what is
+            granted, and asks for it.
 
     Returns:
         The custodian's name.
@@ -330,6 +379,9 @@ def approve(
     found = Package._of(os.fspath(package), header)
     asked = Request.read(request)
     asked.check(found)
+    if not isinstance(fingerprint, str):
+        fingerprint = fingerprint(found, asked)
+        asked.check(found)
     if _plain(fingerprint) != _plain(asked.fingerprint):
         raise AccessDeniedError(
             "the fingerprint is not the one of this request: ask whoever made it once more, and if it "
@@ -350,6 +402,8 @@ def approve(
         custodian = found.custodians[each.share[2] - 1]
         with (
             share,
+            # The file has its name once the audit log has the entry.
+            _new(path, replace=False) as fd,
             audit.operation(
                 "break-glass.approve",
                 found.name,
@@ -367,7 +421,7 @@ def approve(
                 "approved": datetime.now(UTC).replace(microsecond=0).isoformat(),
                 "wrapped": wrapped.wrapped,
             }
-            _write(path, _build("approval", approval), replace=False)
+            write_all(fd, _build("approval", approval))
         logger.critical(
             "break-glass: %s has approved %s for %s: %s",
             custodian,
@@ -456,11 +510,13 @@ def open_package(package: StrPath, request: StrPath, approvals: Sequence[StrPath
         custodians=",".join(approvers),
         seconds=asked.seconds,
         drill=int(found.drill),
-    ):
+    ) as entry:
         context = _bound(header.content.encryption_context, asked)
-        content, used = _open_with_any(raw, keyring, shares, found.threshold, context)
+        content, used = _open_with_any(raw, header, found, keyring, shares, context)
         with contextlib.closing(content):
             opened = Opened(found, asked, _names(used), content)
+        # Who has the request can make up approvals of others, which open nothing.
+        entry.details["custodians"] = ",".join(opened.approved_by)
     logger.critical(
         "break-glass: %s was opened by %s for %d s, approved by %s: %s",
         found.name + (" (drill)" if found.drill else ""),
@@ -484,59 +540,68 @@ def _names(shares: Sequence[_Approved]) -> list[str]:
     return list(dict.fromkeys(share.custodian for share in shares))
 
 
-class _Approvals:
-    """A keyring over the shares that approvals brought, whatever recipients a header has."""
+class _Combined:
+    """A keyring over shares, whatever recipients a header has."""
 
-    def __init__(
-        self, keyring: Keyring, shares: Sequence[_Approved], context: Mapping[str, str]
-    ) -> None:
-        self._keyring = keyring
+    def __init__(self, shares: Mapping[int, DataKey]) -> None:
         self._shares = shares
-        self._context = context
 
     def unwrap(
         self, recipients: Sequence[Recipient], encryption_context: Mapping[str, str]
     ) -> DataKey:
         """Put the data key together."""
-        shares: dict[int, DataKey] = {}
-        try:
-            for share in self._shares:
-                shares[share.number] = self._keyring.unwrap([share.recipient], self._context)
-            return DataKey.combine(shares)
-        finally:
-            for key in shares.values():
-                key.close()
+        return DataKey.combine(self._shares)
 
 
 def _open_with_any(
     raw: bytes,
+    header: Header,
+    package: Package,
     keyring: Keyring,
     shares: Sequence[_Approved],
-    threshold: int,
     context: Mapping[str, str],
 ) -> tuple[SecretBuffer, Sequence[_Approved]]:
     """Open a package with the first shares, as many as are needed, that give its key, and say which."""
-    failure: DamagedError | None = None
-    tries = (
-        chosen
-        for chosen in itertools.combinations(sorted(shares), threshold)
-        if len({share.number for share in chosen}) == threshold
-    )
-    number_of_tries = 0
-    for chosen in itertools.islice(tries, _MAX_TRIES):
-        number_of_tries += 1
-        approved = _Approvals(keyring, chosen, context)
-        try:
-            return blob.decrypt_secret(raw, keyring=approved), chosen  # type: ignore[arg-type]
-        except DamagedError as error:
-            failure = error
-    problem = failure.problem if failure else "no approvals"
-    if number_of_tries > 1:
-        problem += f"; no {threshold} of the approvals open it"
+    problem = "no approvals"
+    with contextlib.ExitStack() as stack:
+        keys: dict[_Approved, DataKey] = {}
+        for share in sorted(shares):
+            try:
+                keys[share] = stack.enter_context(keyring.unwrap([share.recipient], context))
+            except InvalidTag as error:
+                problem = str(error)
+        for chosen in _choices(list(keys), package.threshold):
+            combined = {share.number: keys[share] for share in chosen}
+            try:
+                with DataKey.combine(combined) as data_key:
+                    check_mac(data_key, header.copy, header.offset)
+            except DamagedError as error:
+                problem = error.problem
+                continue
+            try:
+                return blob.decrypt_secret(raw, keyring=_Combined(combined)), chosen  # type: ignore[arg-type]
+            except DamagedError as error:
+                raise DamagedError(f"{package.path}: {error.problem}", error.offset) from None
+    if len(shares) > package.threshold:
+        problem += f"; no {package.threshold} of the approvals open it"
     names = ", ".join(_names(shares))
-    raise DamagedError(
-        f"the package, or an approval of {names}, was changed: {problem}", 0
-    ) from None
+    raise DamagedError(f"the package, or an approval of {names}, was changed: {problem}", 0)
+
+
+def _choices(shares: Sequence[_Approved], threshold: int) -> Iterator[Sequence[_Approved]]:
+    """Yield shares of different numbers to be tried together: all choices or, of too many, some at random."""
+    of: dict[int, list[_Approved]] = {}
+    for share in shares:
+        of.setdefault(share.number, []).append(share)
+    if len(of) < threshold:
+        return
+    if math.comb(len(shares), threshold) <= _MAX_TRIES:
+        for numbers in itertools.combinations(of, threshold):
+            yield from itertools.product(*(of[number] for number in numbers))
+        return
+    # In order, one wrong share of many would be in all of the first choices.
+    for _ in range(_MAX_TRIES):
+        yield [random.choice(of[number]) for number in sorted(random.sample(list(of), threshold))]
 
 
 def _read_approval(path: StrPath, request: Request) -> tuple[int, str]:
@@ -626,7 +691,7 @@ def _build(what: str, fields: Mapping[str, Any]) -> bytes:
 
 def _parse(text: bytes, what: str, members: set[str], path: StrPath) -> dict[str, Any]:
     try:
-        fields = json.loads(text)
+        fields = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError):
         fields = None
     if isinstance(fields, dict):
@@ -636,8 +701,21 @@ def _parse(text: bytes, what: str, members: set[str], path: StrPath) -> dict[str
     raise DamagedError(f"{os.fspath(path)} is no break-glass {what}", 0)
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("a name stands twice")
+    return members
+
+
 def _write(path: StrPath, content: bytes, *, replace: bool) -> None:
-    with new_file(path, 0o644, replace=replace) as fd:
+    with _new(path, replace=replace) as fd:
         write_all(fd, content)
+
+
+@contextlib.contextmanager
+def _new(path: StrPath, *, replace: bool) -> Iterator[int]:
+    with new_file(path, 0o644, replace=replace) as fd:
+        yield fd
         os.fsync(fd)
     sync_directory(path)

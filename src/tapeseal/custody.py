@@ -10,6 +10,8 @@ import contextlib
 import os
 import re
 import secrets
+import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,8 +27,7 @@ from tapeseal.errors import (
     ServiceUnavailableError,
     VaultRefusedError,
 )
-from tapeseal.files import StrPath, new_file, sync_directory
-from tapeseal.keyrings.quorum import Quorum
+from tapeseal.files import StrPath, has_name, sync_directory
 from tapeseal.secret import Secret
 from tapeseal.vault.connection import said_by
 from tapeseal.vault.session import VaultSession
@@ -117,7 +118,7 @@ def initialise(
     for name in custodians:
         if not _NAME.fullmatch(name) or name == "root":
             raise ValueError(f"{name!r} is no name of a custodian")
-    Quorum(threshold, list(custodians.values()))
+    break_glass.check_quorum(custodians, threshold)
     root = folder / "root.glass"
     files = {name: folder / f"{name}.share" for name in custodians}
     for path in (*files.values(), root, folder / "root.glass.drill"):
@@ -125,26 +126,35 @@ def initialise(
             raise FileExistsError(17, "the file exists", str(path))
     for name, keyring in custodians.items():
         blob.encrypt(name.encode(), keyring=keyring)
-    with audit.operation("vault.init", session.addresses[0], custodians=",".join(custodians)):
+    with (
+        contextlib.ExitStack() as last,
+        audit.operation("vault.init", session.addresses[0], custodians=",".join(custodians)),
+    ):
         status = seal_status(session)
         if status.initialised:
             raise ValueError(f"the Vault at {session.addresses[0]} is initialised already")
         kind = "recovery" if status.automatic else "secret"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with contextlib.ExitStack() as held:
-            with contextlib.ExitStack() as stack:
-                fds = {}
-                for name, path in files.items():
-                    fds[name] = stack.enter_context(new_file(path, 0o600, replace=False))
-                    os.posix_fallocate(fds[name], 0, _ROOM)
-                # Room for the root token and its drill, given back when it is needed.
-                stack.enter_context(_room(folder, 4 * _ROOM))
+        with contextlib.ExitStack() as held, contextlib.ExitStack() as unneeded:
+            fds = {}
+            for name, path in files.items():
+                # Under their own names: nothing is left then that a file could get in the way of.
+                fds[name] = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                held.callback(os.close, fds[name])
+                unneeded.callback(path.unlink)
+                os.posix_fallocate(fds[name], 0, _ROOM)
+            problems = []
+            # Room for the root token and its drill, given back when it is needed.
+            with _room(folder, 4 * _ROOM):
+                last.enter_context(_uninterrupted())
+                # Nor is an audit log that is full worth the shares.
+                held.enter_context(audit.regardless())
                 answer = _init(session, kind, len(custodians), threshold)
-                # From here on nothing may keep the other shares from the disk.
                 shares, token = _taken(answer, kind, len(custodians))
+                # From here on nothing may keep the other shares from the disk.
+                unneeded.pop_all()
                 for each in (*shares, token):
                     held.enter_context(each)
-                problems = []
                 for number, (share, name) in enumerate(zip(shares, custodians, strict=True), 1):
                     context = {
                         "purpose": _PURPOSE,
@@ -155,15 +165,41 @@ def initialise(
                     }
                     try:
                         _write_share(fds[name], share, custodians[name], context)
+                        if not has_name(fds[name], files[name]):
+                            raise FileNotFoundError("somebody took it away")
                     except Exception as error:
                         problems.append(f"{files[name]}: {error}")
             sync_directory(root)
+            try:
+                break_glass.seal(
+                    root, {"root-token": token}, custodians, threshold, name="vault-root"
+                )
+            except Exception as error:
+                problems.append(f"{root}: {error}")
             if problems:
                 raise OSError(
-                    f"Vault is initialised, and not all shares are kept: {'; '.join(problems)}"
+                    f"Vault is initialised, and not all that it said is kept: {'; '.join(problems)}"
                 )
-            break_glass.seal(root, {"root-token": token}, custodians, threshold, name="vault-root")
         return Initialised(files, root, status.automatic)
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Have the signals by which people end a process wait: who gives up on a slow answer loses all shares."""
+    came: list[int] = []
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {
+            each: signal.signal(each, lambda number, frame: came.append(number))
+            for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in came:
+            signal.raise_signal(number)
 
 
 @contextlib.contextmanager
@@ -176,7 +212,7 @@ def _room(folder: Path, size: int) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
-        path.unlink()
+        path.unlink(missing_ok=True)
 
 
 def _write_share(fd: int, share: Secret, keyring: Keyring, context: Mapping[str, str]) -> None:

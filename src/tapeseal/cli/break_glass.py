@@ -191,15 +191,16 @@ def approve(
 ) -> None:
     """Grant REQUEST, as a custodian of PACKAGE: your share goes into APPROVAL, for that request alone."""
     import tapeseal
-    from tapeseal.break_glass import Package, Request
     from tapeseal.break_glass import approve as grant
 
-    found, asked = Package.read(package), Request.read(request)
-    if not as_json:
-        _show_request(found, asked)
-    if fingerprint is None:
-        fingerprint = click.prompt("Fingerprint, as the requester told you", err=True)
-    name = grant(package, request, tapeseal.keyring(keyring), out, fingerprint=fingerprint)
+    def told(found: "Package", asked: "Request") -> str:
+        if not as_json:
+            _show_request(found, asked)
+        if fingerprint is not None:
+            return fingerprint
+        return str(click.prompt("Fingerprint, as the requester told you", err=True))
+
+    name = grant(package, request, tapeseal.keyring(keyring), out, fingerprint=told)
     if as_json:
         output.as_json({"approval": out, "custodian": name, "request": request})
     else:
