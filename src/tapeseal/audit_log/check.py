@@ -264,6 +264,9 @@ class _Checker:
             self._first = header.sequence
             for anchor in self._anchors:
                 self._wanted.setdefault(anchor.sequence, []).append(anchor)
+            if header.previous is not None:
+                # An anchor of the file before, made when that was at its end.
+                self._meet(header.sequence, header.previous)
         elif header.file != number:
             text = f"files {number} to {header.file - 1} are" if header.file > number + 1 else ""
             self._problem(
@@ -681,6 +684,10 @@ class _Checker:
             self._problem(0, "changed", f"entry {head.sequence} is not the one that the head names")
 
     def _check_anchors(self) -> None:
+        if self._anchors and all(each.sequence < self._first for each in self._anchors):
+            self._notice(
+                0, "anchor", f"every anchor is of entries before {self._first}, which were not read"
+            )
         for anchors in self._wanted.values():
             for anchor in anchors:
                 if anchor.log_id.hex() != self.found.log_id:
