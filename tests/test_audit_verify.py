@@ -322,6 +322,33 @@ def test_what_a_holder_of_the_key_wrote_is_read(
     assert not any(check_tapes(found.tapes, [path.parent]))
 
 
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+@pytest.mark.parametrize("of", ["log", "head", "file before"])
+def test_what_is_no_file(path: Path, keyring: LocalKeyring, of: str, kind: str) -> None:
+    """A pipe or a folder in the place of a file of the log is a problem there, and nothing is waited for."""
+    with recording(path, keyring) as log:
+        record(1)
+        log.roll()
+        record(1)
+    target = {"log": path, "head": head_path(path), "file before": file_path(path, 1)}[of]
+    os.unlink(target)
+    (os.mkfifo if kind == "pipe" else os.mkdir)(target)
+    found = verify_log(path, keyring=keyring)
+    assert ("head" if of == "head" else "header") == found.problems[0].kind
+
+
+@pytest.mark.parametrize("size", [200_000, 9 << 20])
+def test_a_long_line_without_end(path: Path, keyring: LocalKeyring, size: int) -> None:
+    """Bytes that are no line, however many, are what a writer found, and it says which."""
+    make_log(path, keyring, 3)
+    with path.open("ab") as file:
+        file.write(b"\0" * size)
+    with recording(path, keyring):
+        record(1)
+    found = verify_log(path, keyring=keyring)
+    assert ([], ["torn"], 6) == (found.problems, [n.kind for n in found.notices], found.entries)
+
+
 # Files of one log
 
 
