@@ -4,9 +4,11 @@ import contextlib
 import json
 import os
 import random
+import resource
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -320,6 +322,33 @@ def test_what_a_holder_of_the_key_wrote_is_read(
     assert not any(check_tapes(found.tapes, [path.parent]))
 
 
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+@pytest.mark.parametrize("of", ["log", "head", "file before"])
+def test_what_is_no_file(path: Path, keyring: LocalKeyring, of: str, kind: str) -> None:
+    """A pipe or a folder in the place of a file of the log is a problem there, and nothing is waited for."""
+    with recording(path, keyring) as log:
+        record(1)
+        log.roll()
+        record(1)
+    target = {"log": path, "head": head_path(path), "file before": file_path(path, 1)}[of]
+    os.unlink(target)
+    (os.mkfifo if kind == "pipe" else os.mkdir)(target)
+    found = verify_log(path, keyring=keyring)
+    assert ("head" if of == "head" else "header") == found.problems[0].kind
+
+
+@pytest.mark.parametrize("size", [200_000, 9 << 20])
+def test_a_long_line_without_end(path: Path, keyring: LocalKeyring, size: int) -> None:
+    """Bytes that are no line, however many, are what a writer found, and it says which."""
+    make_log(path, keyring, 3)
+    with path.open("ab") as file:
+        file.write(b"\0" * size)
+    with recording(path, keyring):
+        record(1)
+    found = verify_log(path, keyring=keyring)
+    assert ([], ["torn"], 6) == (found.problems, [n.kind for n in found.notices], found.entries)
+
+
 # Files of one log
 
 
@@ -531,6 +560,114 @@ def test_forged_anchors(
     file.write_text(text)
     with pytest.raises(SignatureError, match="not signed by a key that was given"):
         list(read_anchors(file, [LocalSigner().public_key()]))
+
+
+def _weird(text: str) -> Iterator[bytes]:
+    """Yield lines that read like an anchor and are none."""
+    members = json.loads(text)
+    for name, value in members.items():
+        yield text.replace("{", f'{{"{name}":{json.dumps(value)},', 1).encode()
+        for other in ("1" * 5000, "NaN", "1e999", "true", "null", "[]", '"\\ud800"', "-1", "1.0"):
+            changed = text.replace(json.dumps(value), other, 1)
+            yield changed.encode()
+    yield text.replace('"key":', '"key":' + "[" * 10_000).encode()
+    yield text.replace("{", '{"more":1,', 1).encode()
+    yield text.replace(":", ": ").encode()
+    yield b"\xef\xbb\xbf" + text.encode()
+    yield text.encode("utf-16")
+    yield text.encode() + b"\0"
+    yield (text + text).encode()
+    yield text.replace(members["mac"], members["mac"].upper()).encode()
+    yield b"[" * (1 << 20)
+    yield text[:-5].encode()
+
+
+def test_what_is_no_anchor(
+    path: Path, keyring: LocalKeyring, signer: LocalSigner, tmp_path: Path
+) -> None:
+    """An anchor has but one form: whatever else is in the place of one ends the reading, and its line is named."""
+    make_log(path, keyring, 5)
+    text = str(make_anchor(path, keyring, signer))
+    file = tmp_path / "anchors"
+    for line in _weird(text):
+        file.write_bytes(f"{text}\n".encode() + line + b"\n")
+        with pytest.raises((ValueError, SignatureError)) as refused:
+            list(read_anchors(file, [signer.public_key()]))
+        said = refused.value.args[0].removeprefix(f"{file}, line 2: ")
+        assert said.startswith(("not an anchor of an audit log", "the anchor is not signed")), line
+    file.write_bytes(f"{text}\r\n\n{text}".encode())
+    assert 2 == len(list(read_anchors(file, [signer.public_key()])))
+
+
+def test_no_anchors_at_all(tmp_path: Path, signer: LocalSigner) -> None:
+    """A file without any anchor is not one by which a log passes."""
+    file = tmp_path / "anchors"
+    file.write_bytes(b"\n")
+    with pytest.raises(ValueError, match="holds no anchor"):
+        list(read_anchors(file, [signer.public_key()]))
+
+
+def test_anchors_on_a_full_disk(
+    path: Path, keyring: LocalKeyring, signer: LocalSigner, tmp_path: Path
+) -> None:
+    """An anchor for which there is no room leaves no piece, and one behind a piece stands on a line of its own."""
+    make_log(path, keyring, 5)
+    anchor = make_anchor(path, keyring, signer)
+    file = tmp_path / "anchors"
+    keep = append_to(file)
+    keep(anchor)
+    size = file.stat().st_size
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 50, limits[1]))
+    try:
+        with pytest.raises(OSError, match="No space left"):
+            keep(anchor)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert size == file.stat().st_size
+    keep(anchor)
+    assert [anchor] * 2 == list(read_anchors(file, [signer.public_key()]))
+    file.write_text("torn")
+    keep(anchor)
+    assert f"torn\n{anchor}\n" == file.read_text()
+
+
+def test_anchors_of_another_log(
+    path: Path, keyring: LocalKeyring, signer: LocalSigner, tmp_path: Path
+) -> None:
+    """An anchor of another log under the same keyring is none of this one, whatever entry it names."""
+    make_log(path, keyring, 5)
+    other = make_anchor(make_log(tmp_path / "other", keyring, 5), keyring, signer)
+    mine = make_anchor(path, keyring, signer)
+    replayed = replace(mine, log_id=other.log_id)
+    append_to(tmp_path / "anchors")(replayed)
+    with pytest.raises(SignatureError):
+        list(read_anchors(tmp_path / "anchors", [signer.public_key()]))
+    found = verify_log(path, keyring=keyring, anchors=[mine, other])
+    assert (["anchor"], 1) == ([each.kind for each in found.problems], found.anchors)
+
+
+def test_anchors_from_a_later_file_on(
+    path: Path, keyring: LocalKeyring, signer: LocalSigner
+) -> None:
+    """Where earlier files are not read, an anchor of their end is met by what follows; others are not looked at."""
+    create_log(path, keyring=keyring)
+    with recording(path, keyring) as log:
+        record(2)
+        before = log.anchor().signed(signer)
+        record(2)
+        end = log.anchor().signed(signer)
+        log.roll()
+        start = log.anchor().signed(signer)
+        record(2)
+    found = verified(path, keyring, anchors=[before, end, start])
+    assert 3 == found.anchors
+    later = verify_log(path, keyring=keyring, anchors=[before, end, start], from_file=2)
+    assert ([], [], 2) == (later.problems, later.notices, later.anchors)
+    forged = replace(end, mac=bytes(32))
+    assert ["anchor"] == kinds(path, keyring, anchors=[forged], from_file=2)
+    none = verify_log(path, keyring=keyring, anchors=[before], from_file=2)
+    assert ([], ["anchor"], 0) == (none.problems, [n.kind for n in none.notices], none.anchors)
 
 
 def test_a_log_that_goes_on_meets_its_anchors(

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import errno
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -9,7 +10,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
 
-from tapeseal import files
 from tapeseal.audit_log import chain
 from tapeseal.errors import SignatureError
 from tapeseal.files import StrPath
@@ -111,6 +111,8 @@ class LogAnchor:
                 raise ValueError
             if type(anchor.file) is not int or type(anchor.sequence) is not int:
                 raise ValueError
+            if min(anchor.file - 1, anchor.sequence) < 0 or not isinstance(anchor.key, str):
+                raise ValueError
         except (ValueError, TypeError, LookupError, binascii.Error):
             raise ValueError("not an anchor of an audit log") from None
         return anchor
@@ -137,9 +139,19 @@ def append_to(path: StrPath) -> Callable[[LogAnchor], None]:
     """Return what appends anchors to a file, one a line and durably; it should be on another machine's disk."""
 
     def keep(anchor: LogAnchor) -> None:
-        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            files.write_all(fd, f"{anchor}\n".encode())
+            line = f"{anchor}\n".encode()
+            size = os.fstat(fd).st_size
+            if size and os.pread(fd, 1, size - 1) != b"\n":
+                line = b"\n" + line  # A crash cut the last line.
+            written = os.write(fd, line)
+            if written < len(line):
+                # Our own bytes alone, lest a piece of a line keeps others from being read.
+                end = os.lseek(fd, 0, os.SEEK_CUR)
+                if os.fstat(fd).st_size == end:
+                    os.ftruncate(fd, end - written)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(path))
             os.fsync(fd)
         finally:
             os.close(fd)
@@ -151,16 +163,20 @@ def read_anchors(path: StrPath, public_keys: Iterable[bytes]) -> Iterator[LogAnc
     """Yield the anchors of a file, one a line, each of them signed by one of the keys.
 
     Raises:
-        ValueError: a line is no anchor; the text names it.
+        ValueError: a line is no anchor, and the text names it; or there is none.
         SignatureError: none of the keys signed one.
     """
     keys = list(public_keys)
+    size, is_empty = 0, True
     with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if file.tell() > MAX_FILE_SIZE:
+        lines = iter(lambda: file.readline(chain.MAX_LINE_SIZE), b"")
+        for number, line in enumerate(lines, 1):
+            size += len(line)
+            if size > MAX_FILE_SIZE:
                 raise ValueError(f"{os.fspath(path)} has over {MAX_FILE_SIZE} bytes")
             if not line.strip():
                 continue
+            is_empty = False
             try:
                 anchor = LogAnchor.parse(line)
             except ValueError as error:
@@ -171,6 +187,8 @@ def read_anchors(path: StrPath, public_keys: Iterable[bytes]) -> Iterator[LogAnc
                     f"names {anchor.key}"
                 )
             yield anchor
+    if is_empty:
+        raise ValueError(f"{os.fspath(path)} holds no anchor")
 
 
 def _is_by(anchor: LogAnchor, key: bytes) -> bool:

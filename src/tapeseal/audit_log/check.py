@@ -2,8 +2,8 @@
 
 import contextlib
 import fcntl
-import hashlib
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
@@ -12,7 +12,7 @@ from tapeseal import files
 from tapeseal.audit_log import chain
 from tapeseal.audit_log.anchors import LogAnchor
 from tapeseal.audit_log.chain import ChainKey, Head, LogHeader
-from tapeseal.audit_log.log import earlier_files, head_path, read_header, take_lock
+from tapeseal.audit_log.log import digest_of, earlier_files, head_path, read_header, take_lock
 from tapeseal.body import Anchor
 from tapeseal.datakey import Keyring
 from tapeseal.errors import DamagedError
@@ -221,7 +221,8 @@ class _Checker:
                 head = os.open(head_path(self._path), _READ)
                 locked.callback(os.close, head)
                 take_lock(head, fcntl.LOCK_SH, self._path)
-                raw = files.pread_exact(head, chain.HEAD_SIZE + 1, 0)
+                if stat.S_ISREG(os.fstat(head).st_mode):
+                    raw = files.pread_exact(head, chain.HEAD_SIZE + 1, 0)
             earlier = [name for number, name in earlier_files(self._path) if number >= from_file]
             try:
                 present = os.open(self._path, _READ)
@@ -236,6 +237,8 @@ class _Checker:
     def _take_header(self, fd: int, number: int, raw: bytes) -> LogHeader | None:
         """Authenticate a file's header, and see that it follows the file before."""
         try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise DamagedError("it is not a regular file", 0)
             header = read_header(fd)
             before = self._header
             if before is not None and header.log_id != before.log_id:
@@ -264,6 +267,9 @@ class _Checker:
             self._first = header.sequence
             for anchor in self._anchors:
                 self._wanted.setdefault(anchor.sequence, []).append(anchor)
+            if header.previous is not None:
+                # An anchor of the file before, made when that was at its end.
+                self._meet(header.sequence, header.previous)
         elif header.file != number:
             text = f"files {number} to {header.file - 1} are" if header.file > number + 1 else ""
             self._problem(
@@ -300,7 +306,8 @@ class _Checker:
 
     def _lines(self, fd: int, start: int) -> Iterator[_Line]:
         """Yield the lines of a file from an offset on; of one that is too long its start."""
-        size = os.fstat(fd).st_size
+        status = os.fstat(fd)
+        size = status.st_size if stat.S_ISREG(status.st_mode) else 0
         number, at, read, rest = (2 if start else 1), start, start, b""
         while read < size:
             block = files.pread_exact(fd, min(_BLOCK, size - read), read)
@@ -615,11 +622,11 @@ class _Checker:
         details = fields.get("details")
         if fields.get("action") != "audit.torn" or not isinstance(details, dict):
             return False
-        torn = files.pread_exact(fd, following.offset - 1 - line.offset, line.offset)
+        stop = following.offset - 1
         return (
             details.get("offset") == line.offset
-            and details.get("bytes") == len(torn)
-            and details.get("sha256") == hashlib.sha256(torn).hexdigest()
+            and details.get("bytes") == stop - line.offset
+            and details.get("sha256") == digest_of(fd, line.offset, stop)
         )
 
     def _note(self, line: _Line) -> None:
@@ -681,6 +688,10 @@ class _Checker:
             self._problem(0, "changed", f"entry {head.sequence} is not the one that the head names")
 
     def _check_anchors(self) -> None:
+        if self._anchors and all(each.sequence < self._first for each in self._anchors):
+            self._notice(
+                0, "anchor", f"every anchor is of entries before {self._first}, which were not read"
+            )
         for anchors in self._wanted.values():
             for anchor in anchors:
                 if anchor.log_id.hex() != self.found.log_id:

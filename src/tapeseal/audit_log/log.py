@@ -671,11 +671,8 @@ class AuditLog(Closing):
         self._head = Head(self._header.file, sequence, size, mac)
         if at == size:
             return []
-        torn = size - at
-        digest = hashlib.sha256()
-        for offset in range(at, size, 1 << 20):
-            digest.update(files.pread_exact(self._fd, min(1 << 20, size - offset), offset))
-        found: _Facts = {"offset": at, "bytes": torn, "sha256": digest.hexdigest()}
+        digest = digest_of(self._fd, at, size)
+        found: _Facts = {"offset": at, "bytes": size - at, "sha256": digest}
         return [_Note("audit.torn", found)]
 
     # Files
@@ -914,6 +911,14 @@ def read_header(fd: int) -> LogHeader:
     """
     start = files.pread_exact(fd, chain.MAX_HEADER_SIZE, 0)
     return chain.parse_header(start[: start.find(b"\n") + 1])
+
+
+def digest_of(fd: int, start: int, stop: int) -> str:
+    """Return the SHA-256 of some bytes of a file, however many somebody put there."""
+    digest = hashlib.sha256()
+    for offset in range(start, stop, 1 << 20):
+        digest.update(files.pread_exact(fd, min(1 << 20, stop - offset), offset))
+    return digest.hexdigest()
 
 
 def _check_status(fd: int, path: str) -> None:
