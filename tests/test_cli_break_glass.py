@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,6 +15,7 @@ import pytest
 
 from tapeseal.cli import app
 from tapeseal.keyrings.public_key import create_key_pair
+from tapeseal.rotation.journal import Journal
 
 if TYPE_CHECKING:
     from servers.bao import Server
@@ -203,9 +205,14 @@ path = "secret/PATH"
 
 @pytest.fixture
 def opening(
-    run: Run, bao: "Server", halves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest,
+    run: Run,
+    bao: "Server",
+    halves: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> tuple[list[object], str]:
-    """The options that open an approved package, whose secret is in a plan; and where that is in KV."""
+    """The options that open an approved package, for a time, whose secret is in a plan; and where that is in KV."""
     path = f"break-glass-{os.urandom(4).hex()}"
     bao.admin.secrets.kv.v2.create_or_update_secret(path, {"key": CANARY})
     (tmp_path / "rotation.toml").write_text(PLAN.replace("PATH", path))
@@ -223,9 +230,9 @@ def opening(
         "vault-admin",
     ]
     assert 0 == run("seal", package, *arguments).code
-    request, approvals = ceremony(run, package, halves)
+    asked, approvals = ceremony(run, package, halves, getattr(request, "param", "60s"))
     plan = ["--plan", tmp_path / "rotation.toml", "--env", "T=token"]
-    return [package, request, *approvals, *plan], path
+    return [package, asked, *approvals, *plan], path
 
 
 def version(bao: "Server", path: str) -> int:
@@ -243,24 +250,76 @@ def test_what_was_opened_is_rotated(bao: "Server", opening: tuple[list[object], 
     assert "rotating vault-admin" in done.stderr
 
 
-@pytest.mark.server
-def test_what_was_opened_is_rotated_whatever_becomes_of_us(
-    bao: "Server", opening: tuple[list[object], str], run: Run, tmp_path: Path
-) -> None:
-    """Where this process is killed while the command runs, the next run of the plan rotates all the same."""
-    arguments, path = opening
+@contextmanager
+def running(arguments: list[object]) -> Iterator[subprocess.Popen[bytes]]:
+    """Have a package open, in a session of its own, until its command is told to end."""
     command = [sys.executable, "-m", "tapeseal", "break-glass", "open", *map(str, arguments)]
     with subprocess.Popen(
-        [*command, "--", "sh", "-c", "echo; exec sleep 60"],
+        [*command, "--", "sh", "-c", "echo; read line"],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,
     ) as process:
         assert process.stdout is not None
         process.stdout.readline()
+        yield process
+
+
+def run_due(tmp_path: Path) -> None:
+    """Do what a runner does that comes by."""
+    assert 0 == app.run(["rotate", "run", "--due", "--plan", str(tmp_path / "rotation.toml")])
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("opening", ["5s"], indirect=True)
+def test_what_was_opened_is_rotated_whatever_becomes_of_us(
+    bao: "Server", opening: tuple[list[object], str], run: Run, tmp_path: Path
+) -> None:
+    """Where this process is killed while the command runs, a runner rotates all the same once the time is over."""
+    arguments, path = opening
+    with running(arguments) as process:
         assert 1 == version(bao, path)
         os.killpg(process.pid, signal.SIGKILL)
-    assert 0 == app.run(["rotate", "run", "--due", "--plan", str(tmp_path / "rotation.toml")])
+    end = time.monotonic() + 60
+    while version(bao, path) == 1 and time.monotonic() < end:
+        run_due(tmp_path)
     assert 2 == version(bao, path)
+    run_due(tmp_path)
+    assert 2 == version(bao, path)
+
+
+@pytest.mark.server
+def test_a_runner_waits_for_the_end_of_the_access(
+    bao: "Server", opening: tuple[list[object], str], tmp_path: Path
+) -> None:
+    """What was opened is rotated after it, and not before by a runner that comes by, or has the journal."""
+    arguments, path = opening
+    with running(arguments) as process:
+        run_due(tmp_path)
+        assert 1 == version(bao, path)
+        with Journal(tmp_path / "rotation.db") as journal, journal.running():
+            process.communicate(b"\n")
+        assert 0 == process.returncode
+    assert 1 == version(bao, path)
+    run_due(tmp_path)
+    assert 2 == version(bao, path)
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("opening", ["5s"], indirect=True)
+def test_each_opening_is_followed_by_a_rotation(
+    bao: "Server", opening: tuple[list[object], str], tmp_path: Path
+) -> None:
+    """Of two openings at once the one that ends well does not answer for the one that is killed."""
+    arguments, path = opening
+    with running(arguments) as first, running(arguments) as second:
+        os.killpg(second.pid, signal.SIGKILL)
+        first.communicate(b"\n")
+    assert 2 == version(bao, path)
+    end = time.monotonic() + 60
+    while version(bao, path) == 2 and time.monotonic() < end:
+        run_due(tmp_path)
+    assert 3 == version(bao, path)
 
 
 @pytest.mark.server
@@ -268,14 +327,14 @@ def test_who_lacks_approvals_makes_nothing_due(
     bao: "Server", opening: tuple[list[object], str], run: Run, tmp_path: Path
 ) -> None:
     """A package that stays closed leaves its secrets as they are."""
-    arguments, path = opening
+    arguments, _ = opening
     opened_with, with_plan = arguments[:6], arguments[6:]
     approval = Path(str(arguments[5]))
     approval.write_text(approval.read_text().replace('"share": 2', '"share": 3'))
     for approved, code in ((opened_with[:4], 3), (opened_with, 1)):
         assert code == run("open", *approved, *with_plan, "--", "true").code
-    assert 0 == app.run(["rotate", "run", "--due", "--plan", str(tmp_path / "rotation.toml")])
-    assert 1 == version(bao, path)
+    with Journal(tmp_path / "rotation.db") as journal:
+        assert [] == journal.requests()
 
 
 def test_what_it_opens_needs_a_plan(run: Run, halves: Path, tmp_path: Path) -> None:

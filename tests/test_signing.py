@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 
 import tapeseal
 from servers.kms import REGION, make_clients_once
@@ -711,7 +711,9 @@ def test_a_sealed_tape_that_goes_on(day, keyring):
 
 
 def test_what_is_not_signed(day, keyring, tmp_path):
-    """A blob, what is no tape, a missing file, two of one name and copies of one tape are refused by name."""
+    """A blob, what is no tape, a missing file, two of one name, copies of one tape and no tape at all are refused."""
+    with pytest.raises(ValueError, match="no tape to sign"):
+        sign_statement([], LOCAL)
     blob = tmp_path / "blob"
     blob.write_bytes(tapeseal.encrypt(b"hello", keyring=keyring))
     note = tmp_path / "note"
@@ -884,6 +886,62 @@ def test_another_algorithm(day):
         document["signer"]["algorithm"] = algorithm
         with pytest.raises(SignatureError, match="names another key or algorithm"):
             check(signed(document), day)
+
+
+def test_another_scheme_of_the_same_key(day):
+    """Of an RSA key only PSS with SHA-256 throughout and a salt of 32 bytes counts, of P-256 only SHA-256."""
+    key = rsa.generate_private_key(65537, 2048)
+    sha256, sha512 = hashes.SHA256(), hashes.SHA512()
+
+    class RsaSigner(LocalSigner):
+        algorithm = "rsa-pss-sha256"
+
+        def __init__(self):
+            self._key = key
+
+        def sign(self, message):
+            return key.sign(message, padding.PSS(padding.MGF1(sha256), 32), sha256)
+
+    pem = RsaSigner().public_key()
+    statement = sign_statement([day], RsaSigner())
+    assert verify_statement(statement, [day], pem).ok
+    text = statement.split(b"\n")[0]
+    for scheme, digest in (
+        (padding.PKCS1v15(), sha256),
+        (padding.PSS(padding.MGF1(sha256), 0), sha256),
+        (padding.PSS(padding.MGF1(sha512), 32), sha256),
+        (padding.PSS(padding.MGF1(sha512), 64), sha512),
+    ):
+        signature = base64.b64encode(key.sign(statements.PREFIX + text, scheme, digest))
+        with pytest.raises(SignatureError, match="is not one of this message"):
+            verify_statement(b"%b\n%b\n" % (text, signature), [day], pem)
+    text = sign_statement([day], LOCAL).split(b"\n")[0]
+    signature = LOCAL._key.sign(statements.PREFIX + text, ec.ECDSA(hashes.SHA384()))
+    with pytest.raises(SignatureError, match="is not one of this message"):
+        check(b"%b\n%b\n" % (text, base64.b64encode(signature)), day)
+
+
+def test_names_that_look_alike(day, keyring):
+    """Names are bytes: another case, or another normal form of the same letters, is another name."""
+    make_tape(day / "caf\u00e9.tape", keyring)
+    make_tape(day / "two\nlines.tape", keyring)
+    statement = sign_statement([day], LOCAL)
+    assert check(statement, day).ok
+    (day / "caf\u00e9.tape").rename(day / "cafe\u0301.tape")
+    (day / "small.tape").rename(day / "Small.tape")
+    found = states(check(statement, day))
+    assert {"caf\u00e9.tape", "small.tape"} == {
+        name for name, state in found.items() if state == "renamed"
+    }
+
+
+def test_a_link_in_the_place_of_a_tape(day, tmp_path):
+    """In a directory a symbolic link is no tape, whatever it leads to; named itself it is what it leads to."""
+    statement = sign_statement([day], LOCAL)
+    (day / "small.tape").rename(tmp_path / "elsewhere")
+    (day / "small.tape").symlink_to(tmp_path / "elsewhere")
+    assert "missing" == states(check(statement, day))["small.tape"]
+    assert check(statement, day, day / "small.tape").ok
 
 
 def test_a_signature_of_something_else(day):

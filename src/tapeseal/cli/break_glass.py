@@ -21,6 +21,7 @@ from tapeseal.files import new_file, write_all
 
 if TYPE_CHECKING:
     from tapeseal.break_glass import Opened, Package, Request
+    from tapeseal.rotation.journal import Request as Asked
     from tapeseal.rotation.plan import Plan
     from tapeseal.secret import Secret
 
@@ -256,8 +257,8 @@ def open_(
           -a alice.approval -a bob.approval \\
           --env VAULT_TOKEN=token --plan rotation.toml -- bash
 
-    What the package opens is made due for rotation, by the plan, before the command begins, and is rotated when it
-    has ended. Of a drill nothing is handed out, and no command is run.
+    What the package opens is rotated, by the plan, when the command has ended; whatever becomes of this process, when
+    the time granted is over. Of a drill nothing is handed out, and no command is run.
     """
     from tapeseal.break_glass import Package, open_package
 
@@ -280,17 +281,24 @@ def open_(
         failures.say("no audit log records this: TAPESEAL_AUDIT names none", "warning")
     with ExitStack() as stack:
         reason = f"break-glass {found.name} was opened"
+        asked: list[Asked] = []
         planned = None if plan is None else _planned(plan, found.opens)
         opened = stack.enter_context(open_package(package, request, approvals))
         if opened.package != found:
             # What it opens was read before anything of it was authentic.
             raise DamagedError(f"{package} was changed while it was opened", 0)
-        if planned is not None:
-            # Nothing has been handed out yet; and who has not the approvals makes nothing due.
-            _make_due(planned, found.opens, reason)
+        for secret in in_files.values():
+            _secret(opened, secret)
         environment = dict(os.environ)
         for name, secret in variables.items():
             environment[name] = as_variable(_secret(opened, secret))
+            if "\0" in environment[name]:
+                raise click.UsageError(
+                    f"{secret} has a zero byte, which no environment can: use --file"
+                )
+        if planned is not None:
+            # Nothing has been handed out yet; and who has not the approvals makes nothing due.
+            asked = _ask(planned, found.opens, reason, opened.seconds_left)
         if in_files:
             directory = stack.enter_context(memory_directory())
             for name, secret in in_files.items():
@@ -309,9 +317,10 @@ def open_(
         code = child.run(environment, opened.seconds_left)
         if opened.seconds_left == 0:
             failures.say("the time granted was over, so the command was ended", "break-glass")
-    if plan is not None and found.opens:
+    if plan is not None and planned is not None and found.opens:
         failures.say(f"rotating {', '.join(found.opens)}", "break-glass")
-        rotated = _rotate(plan, found.opens, reason)
+        asked = _ask(planned, found.opens, reason, 0.0, instead_of=asked)
+        rotated = _rotate(plan, asked, reason)
         return code or rotated
     return code
 
@@ -360,28 +369,36 @@ def _planned(path: str, names: Sequence[str]) -> "Plan":
     return plan
 
 
-def _make_due(plan: "Plan", names: Sequence[str], reason: str) -> None:
-    """Leave requests for a rotation, which stand whatever becomes of this process."""
+def _ask(
+    plan: "Plan",
+    names: Sequence[str],
+    reason: str,
+    seconds: float,
+    instead_of: "Sequence[Asked]" = (),
+) -> "list[Asked]":
+    """Leave requests for rotations in so many seconds, which stand whatever becomes of this process."""
     from tapeseal.rotation.journal import EMERGENCY, Journal
 
     with Journal(plan.state) as journal:
-        waiting = {each.secret for each in journal.requests() if each.reason == reason}
-        for name in names:
-            if name not in waiting:
-                journal.ask(EMERGENCY, name, reason, time.time())
+        at = time.time() + seconds
+        asked = [journal.ask(EMERGENCY, name, reason, at) for name in names]
+        for each in instead_of:
+            journal.answer(each)
+    return asked
 
 
-def _rotate(path: str, names: Sequence[str], reason: str) -> int:
+def _rotate(path: str, asked: "Sequence[Asked]", reason: str) -> int:
     """Rotate what was opened; what fails stays asked for, and the next run goes on with it."""
     from tapeseal.cli.rotation import _engine, _report
 
     with _engine(path) as engine:
         try:
             with engine:
-                outcomes = list(engine.rotate(names, reason=reason))
+                outcomes = list(engine.rotate([each.secret for each in asked], reason=reason))
                 done = {each.secret for each in outcomes if not each.alarm}
-                for each in engine.journal.requests():
-                    if each.reason == reason and each.secret in done:
+                # Its own alone: another opening of this package may go on yet.
+                for each in asked:
+                    if each.secret in done:
                         engine.journal.answer(each)
         except BlockingIOError:
             failures.say("the runner that has the journal was asked", "break-glass")

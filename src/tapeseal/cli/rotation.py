@@ -436,7 +436,7 @@ def _wait_for_runner(
 
     end = time.monotonic() + wait.total_seconds()
     while True:
-        waiting = {each.secret for each in engine.journal.requests()}
+        waiting = {each.secret for each in engine.journal.requests(time.time())}
         records = engine.journal.records()
         left = [
             name for name in names if name in waiting or (name in records and records[name].open)

@@ -351,7 +351,7 @@ class Engine:
         return found
 
     def _answer_requests(self) -> Iterator[Outcome]:
-        requests = self.journal.requests()
+        requests = self.journal.requests(self._seconds())
         reasons: dict[str, list[Request]] = {}
         for request in requests:
             if request.action == journal.EMERGENCY and request.secret in self.plan.secrets:
@@ -365,7 +365,8 @@ class Engine:
             self.is_urgent = False
         # Emergencies that are left, of secrets that this plan has not, cut short whatever comes before them.
         for request in sorted(
-            self.journal.requests(), key=lambda each: each.action != journal.EMERGENCY
+            self.journal.requests(self._seconds()),
+            key=lambda each: each.action != journal.EMERGENCY,
         ):
             if self.stop.is_set():
                 return

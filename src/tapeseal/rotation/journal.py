@@ -38,6 +38,9 @@ ROTATE: Final = "rotate"
 EMERGENCY: Final = "emergency"
 ROLLBACK: Final = "rollback"
 
+_LONGEST_WAIT: Final = 8 * 86400.0
+"""Seconds; longer than break-glass grants access."""
+
 _APPLICATION_ID: Final = 0x7461_726F  # "taro"
 _VERSION: Final = 1
 _SCHEMA: Final = """
@@ -386,17 +389,24 @@ class Journal(Closing):
 
     # Requests
 
-    def ask(self, action: str, secret: str, reason: str, now: float) -> None:
-        """Leave a request for the runner."""
+    def ask(self, action: str, secret: str, reason: str, at: float) -> Request:
+        """Leave a request for the runner, to be taken up at a time, or now."""
         with self._writing("request") as database:
-            database.execute(
+            made = database.execute(
                 "INSERT INTO requests (at, action, secret, reason) VALUES (?, ?, ?, ?)",
-                (now, action, secret, reason),
+                (at, action, secret, reason),
             )
+            return Request(int(made.lastrowid or 0), action, secret, reason)
 
-    def requests(self) -> list[Request]:
-        """Return the requests, the oldest first."""
-        rows = self._read("SELECT id, action, secret, reason FROM requests ORDER BY id")
+    def requests(self, now: float | None = None) -> list[Request]:
+        """Return the requests, the oldest first; of a time, those that are to be taken up by then."""
+        rows = self._read(
+            "SELECT id, action, secret, reason FROM requests"
+            # What is for so much later was left by a clock that has been put right since.
+            " WHERE ?1 IS NULL OR at <= ?1 OR at > ?1 + ?2 ORDER BY id",
+            now,
+            _LONGEST_WAIT,
+        )
         return [Request(*row) for row in rows]
 
     def answer(self, request: Request) -> None:

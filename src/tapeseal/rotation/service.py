@@ -15,7 +15,7 @@ from prometheus_client.core import GaugeMetricFamily
 
 from tapeseal.files import StrPath
 from tapeseal.rotation.engine import Engine, Outcome, describe
-from tapeseal.rotation.journal import EMERGENCY, Journal
+from tapeseal.rotation.journal import EMERGENCY, Journal, Request
 from tapeseal.rotation.plan import Plan, PlannedSecret, check_windows, read_plan
 from tapeseal.rotation.schedule import Calendars
 from tapeseal.rotation.services import PlanServices
@@ -192,7 +192,7 @@ class Daemon:
                 self._run_once()
                 end = time.monotonic() + EVERY
                 while time.monotonic() < end and not self._stop.wait(REQUESTS_EVERY):
-                    if self._reload.is_set() or self._journal.requests():
+                    if self._reload.is_set() or self._requests():
                         break
         finally:
             self.stop()
@@ -228,11 +228,14 @@ class Daemon:
         self._use(engine)
         logger.info("read the plan again: %d secrets", len(engine.plan.secrets))
 
+    def _requests(self) -> list[Request]:
+        return self._journal.requests(self._engine.now().timestamp())
+
     def _watch(self) -> None:
         """Cut a run short where somebody reports a compromise: what it is at waits until after."""
         while not self._stop.wait(REQUESTS_EVERY):
             with contextlib.suppress(OSError):
-                urgent = any(each.action == EMERGENCY for each in self._journal.requests())
+                urgent = any(each.action == EMERGENCY for each in self._requests())
                 if urgent and not self._engine.is_urgent:
                     self._engine.stop.set()
 

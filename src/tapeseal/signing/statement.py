@@ -151,11 +151,13 @@ def sign_statement(
     Raises:
         UnsealedError: a tape was never closed.
         NotATapeError, DamagedError: a file is no tape, or its plain parts do not fit together.
-        ValueError: two tapes have one name, or one identity; a file is a blob; a name is no UTF-8.
+        ValueError: there are no tapes; two have one name, or one identity; a file is a blob; a name is no UTF-8.
         TapeChangedError: a file changed while it was read.
         KeyUnavailableError: the signer could not sign.
     """
     named = _named(paths)
+    if not named:
+        raise ValueError("there is no tape to sign")
     total = sum(os.stat(path).st_size for path, _ in named)
     bar = None if progress is None else lambda done: progress(min(done, total), total)
     tapes: list[SignedTape] = []
