@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import random
 import resource
+import shutil
 import signal
 import socket
 import stat
@@ -642,23 +643,43 @@ def test_a_head_taken_away_from_a_running_writer(path: Path, keyring: LocalKeyri
             record(1)
 
 
-@pytest.mark.parametrize("rolled", [False, True])
-def test_put_back_under_a_running_writer(path: Path, keyring: LocalKeyring, rolled: bool) -> None:
+@pytest.mark.parametrize("how", ["in place", "by renaming", "after it was rolled"])
+def test_put_back_under_a_running_writer(path: Path, keyring: LocalKeyring, how: str) -> None:
     """A writer remembers how far it came: a log and a head that are put back together under it are a cut, for ever."""
     with recording(path, keyring) as log:
         record(3)
         saved = save(path)
-        if rolled:
+        if how == "after it was rolled":
             log.roll()
         record(5)
-        if rolled:
+        if how == "after it was rolled":
             os.replace(file_path(path, 1), path)
+        elif how == "by renaming":
+            for target in (path, Path(head_path(path))):
+                copy = Path(shutil.copy2(target, f"{target}.copy"))
+                copy.rename(target)
         put_back(path, saved)
         record(2)
     found = verify_log(path, keyring=keyring)
     assert ["cut"] == [each.kind for each in found.problems]
     assert "entries 5 to 9 are gone" in found.problems[0].text
     assert (4 + 3, 12) == (found.entries, found.last)
+
+
+def test_a_copy_in_its_place(path: Path, keyring: LocalKeyring) -> None:
+    """Writers go on in a copy that takes the log's place, and in one of the head; what is lacking there is a cut."""
+    with recording(path, keyring):
+        record(2)
+        for target in (path, Path(head_path(path))):
+            Path(shutil.copy2(target, f"{target}.copy")).rename(target)
+            record(1)
+    assert 5 == verified(path, keyring).entries
+    with recording(path, keyring):
+        copy = Path(shutil.copy2(path, f"{path}.copy"))
+        record(3)
+        copy.rename(path)
+        record(1)
+    assert ["cut"] == kinds(path, keyring)
 
 
 def test_another_log_in_its_place(path: Path, keyring: LocalKeyring) -> None:
@@ -766,13 +787,16 @@ def test_rolled_by_size(path: Path, keyring: LocalKeyring) -> None:
     assert {0o600} == {stat.S_IMODE(os.stat(name).st_mode) for name in found.files}
 
 
-def test_rolled_by_time(path: Path, keyring: LocalKeyring, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A log begins a new file with the first entry of a day, and none where the old one holds nothing."""
+@pytest.mark.parametrize("days", [1, -1])
+def test_rolled_by_time(
+    path: Path, keyring: LocalKeyring, monkeypatch: pytest.MonkeyPatch, days: int
+) -> None:
+    """A log begins a new file with the first entry of another day, later or earlier, and none behind an empty one."""
     create_log(path, keyring=keyring, roll_seconds=86400)
     with recording(path, keyring):
         record(2)
         now = time.time()
-        monkeypatch.setattr(log_module.time, "time", lambda: now + 86400)
+        monkeypatch.setattr(log_module.time, "time", lambda: now + 86400 * days)
         record(2)
         record(1)
     assert 2 == len(verified(path, keyring).files)
