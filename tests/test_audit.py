@@ -830,6 +830,8 @@ def test_killed_while_rolling(
         path.rename(f"{path}.new")
     Path(head_path(path)).write_bytes(head)
     assert kinds(path, keyring) in ([], ["cut"])
+    if when == "before the head" and to == "the same key":
+        assert [] == kinds(path, keyring, from_file=2)
     with recording(path, keyring):
         record(2)
     assert 7 == verified(path, keyring).entries
@@ -1093,6 +1095,22 @@ def test_syslog_datagrams(path: Path, keyring: LocalKeyring, tmp_path: Path, kin
     )
     assert failed.startswith("<84>1 ")
     assert failed.endswith(lines[3])
+
+
+def test_a_message_too_long_for_a_datagram(path: Path, keyring: LocalKeyring) -> None:
+    """An entry that no datagram holds is sent as far as one does, and those behind it as they are."""
+    make_log(path, keyring, 2)
+    line = path.read_bytes().splitlines()[2]
+    long = line.replace(b"secret/", b"secret/" + b"a" * 70_000)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+        sink = SyslogSink(f"udp://127.0.0.1:{server.getsockname()[1]}")
+        with contextlib.closing(sink):
+            sink.send(long)
+            sink.send(line)
+            first, second = receive(server, 2)
+    assert (first.startswith("<85>1 "), "secret/aaaa" in first) == (True, True)
+    assert second.endswith(f" audit - {line.decode()}")
 
 
 def test_sinks_by_name(path: Path, keyring: LocalKeyring, tmp_path: Path) -> None:
