@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import random
 import resource
+import shutil
 import signal
 import socket
 import stat
@@ -642,23 +643,43 @@ def test_a_head_taken_away_from_a_running_writer(path: Path, keyring: LocalKeyri
             record(1)
 
 
-@pytest.mark.parametrize("rolled", [False, True])
-def test_put_back_under_a_running_writer(path: Path, keyring: LocalKeyring, rolled: bool) -> None:
+@pytest.mark.parametrize("how", ["in place", "by renaming", "after it was rolled"])
+def test_put_back_under_a_running_writer(path: Path, keyring: LocalKeyring, how: str) -> None:
     """A writer remembers how far it came: a log and a head that are put back together under it are a cut, for ever."""
     with recording(path, keyring) as log:
         record(3)
         saved = save(path)
-        if rolled:
+        if how == "after it was rolled":
             log.roll()
         record(5)
-        if rolled:
+        if how == "after it was rolled":
             os.replace(file_path(path, 1), path)
+        elif how == "by renaming":
+            for target in (path, Path(head_path(path))):
+                copy = Path(shutil.copy2(target, f"{target}.copy"))
+                copy.rename(target)
         put_back(path, saved)
         record(2)
     found = verify_log(path, keyring=keyring)
     assert ["cut"] == [each.kind for each in found.problems]
     assert "entries 5 to 9 are gone" in found.problems[0].text
     assert (4 + 3, 12) == (found.entries, found.last)
+
+
+def test_a_copy_in_its_place(path: Path, keyring: LocalKeyring) -> None:
+    """Writers go on in a copy that takes the log's place, and in one of the head; what is lacking there is a cut."""
+    with recording(path, keyring):
+        record(2)
+        for target in (path, Path(head_path(path))):
+            Path(shutil.copy2(target, f"{target}.copy")).rename(target)
+            record(1)
+    assert 5 == verified(path, keyring).entries
+    with recording(path, keyring):
+        copy = Path(shutil.copy2(path, f"{path}.copy"))
+        record(3)
+        copy.rename(path)
+        record(1)
+    assert ["cut"] == kinds(path, keyring)
 
 
 def test_another_log_in_its_place(path: Path, keyring: LocalKeyring) -> None:
@@ -766,13 +787,16 @@ def test_rolled_by_size(path: Path, keyring: LocalKeyring) -> None:
     assert {0o600} == {stat.S_IMODE(os.stat(name).st_mode) for name in found.files}
 
 
-def test_rolled_by_time(path: Path, keyring: LocalKeyring, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A log begins a new file with the first entry of a day, and none where the old one holds nothing."""
+@pytest.mark.parametrize("days", [1, -1])
+def test_rolled_by_time(
+    path: Path, keyring: LocalKeyring, monkeypatch: pytest.MonkeyPatch, days: int
+) -> None:
+    """A log begins a new file with the first entry of another day, later or earlier, and none behind an empty one."""
     create_log(path, keyring=keyring, roll_seconds=86400)
     with recording(path, keyring):
         record(2)
         now = time.time()
-        monkeypatch.setattr(log_module.time, "time", lambda: now + 86400)
+        monkeypatch.setattr(log_module.time, "time", lambda: now + 86400 * days)
         record(2)
         record(1)
     assert 2 == len(verified(path, keyring).files)
@@ -806,6 +830,8 @@ def test_killed_while_rolling(
         path.rename(f"{path}.new")
     Path(head_path(path)).write_bytes(head)
     assert kinds(path, keyring) in ([], ["cut"])
+    if when == "before the head" and to == "the same key":
+        assert [] == kinds(path, keyring, from_file=2)
     with recording(path, keyring):
         record(2)
     assert 7 == verified(path, keyring).entries
@@ -1069,6 +1095,22 @@ def test_syslog_datagrams(path: Path, keyring: LocalKeyring, tmp_path: Path, kin
     )
     assert failed.startswith("<84>1 ")
     assert failed.endswith(lines[3])
+
+
+def test_a_message_too_long_for_a_datagram(path: Path, keyring: LocalKeyring) -> None:
+    """An entry that no datagram holds is sent as far as one does, and those behind it as they are."""
+    make_log(path, keyring, 2)
+    line = path.read_bytes().splitlines()[2]
+    long = line.replace(b"secret/", b"secret/" + b"a" * 70_000)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+        sink = SyslogSink(f"udp://127.0.0.1:{server.getsockname()[1]}")
+        with contextlib.closing(sink):
+            sink.send(long)
+            sink.send(line)
+            first, second = receive(server, 2)
+    assert (first.startswith("<85>1 "), "secret/aaaa" in first) == (True, True)
+    assert second.endswith(f" audit - {line.decode()}")
 
 
 def test_sinks_by_name(path: Path, keyring: LocalKeyring, tmp_path: Path) -> None:

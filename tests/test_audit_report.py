@@ -4,6 +4,7 @@ import base64
 import hashlib
 import html.parser
 import json
+import os
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -423,4 +424,5 @@ def test_read_lines_needs_no_key(tmp_path: Path) -> None:
     for name, text in (("l.000002", b"h2\nb\n"), ("l.000001", b"h1\na\n"), ("l", b"h3\nc\nd")):
         (tmp_path / name).write_bytes(text)
     (tmp_path / "l.head").write_bytes(b"x")
+    os.mkfifo(tmp_path / "l.000003")
     assert [b"a", b"b", b"c", b"d"] == list(read_lines(tmp_path / "l"))

@@ -545,10 +545,16 @@ def _moment(text: str) -> datetime:
     return datetime.fromisoformat(f"{text[:26]}+00:00")
 
 
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(
+        path, flags | os.O_NONBLOCK
+    )  # A pipe in a file's place is empty, and is not waited for.
+
+
 def read_lines(path: StrPath) -> Iterator[bytes]:
     """Yield the lines of all files of a log but their headers, nothing of it authenticated; newlines are cut off."""
     for name in [*(name for _, name in earlier_files(path)), os.fspath(path)]:
-        with open(name, "rb") as file:
+        with open(name, "rb", opener=_open_at_once) as file:
             file.readline(chain.MAX_HEADER_SIZE)
             while line := file.readline(chain.MAX_HEADER_SIZE):
                 yield line.rstrip(b"\n")

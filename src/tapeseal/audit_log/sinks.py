@@ -3,6 +3,7 @@
 import calendar
 import collections
 import contextlib
+import errno
 import json
 import logging
 import random
@@ -22,6 +23,8 @@ MAX_WAITING: Final = 10_000
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 30.0
 _TIMEOUT = 5.0
+# RFC 5424, 6.1: what every receiver takes.
+_SHORTEST = 480
 # RFC 5424, 6.2.1: facility 10, messages of security, with the severities notice and warning.
 _DONE, _FAILED = 10 * 8 + 5, 10 * 8 + 4
 
@@ -81,7 +84,7 @@ class SyslogSink:
         try:
             if self._socket is None:
                 self._socket = self._connect()
-            self._socket.sendall(message)
+            _send(self._socket, message)
         except OSError:
             self.close()
             raise
@@ -122,6 +125,18 @@ class SyslogSink:
 
     def __str__(self) -> str:
         return f"syslog:{self._address}"
+
+
+def _send(connected: socket.socket, message: bytes) -> None:
+    """Send a message; of one that is too long for any datagram here its start, lest all others wait behind it."""
+    while True:
+        try:
+            connected.sendall(message)
+            return
+        except OSError as error:
+            if error.errno != errno.EMSGSIZE or len(message) <= _SHORTEST:
+                raise
+        message = message[: len(message) // 2]
 
 
 def _name(text: str, most: int) -> str:
