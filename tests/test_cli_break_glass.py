@@ -176,6 +176,8 @@ def test_drill(run: Run, package: Path, halves: Path) -> None:
         (["--", "true"], "for a command"),
         (["--env", "T=token"], "for a command"),
         (["--env", "T", "--", "true"], "NAME=SECRET"),
+        (["--env", "T=token", "--env", "T=token", "--", "true"], "T is given twice"),
+        (["--env", "T=token", "--file", "T=token", "--", "true"], "T is given twice"),
         (["--env", "T=none", "--", "true"], "there is no 'none' in the package; there is token"),
         (["--env", "T=token", "--", "no-such-program"], "no such command"),
     ],
