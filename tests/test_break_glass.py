@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from support import leaks
-from tapeseal import AnyOf, audit, blob, break_glass
+from tapeseal import AnyOf, Quorum, audit, blob, break_glass
 from tapeseal.break_glass import Package, Request, approve, open_package, request, seal
 from tapeseal.errors import (
     AccessDeniedError,
@@ -487,6 +487,36 @@ def test_a_blob_for_others_is_no_package(ceremony: Ceremony, halves: Path) -> No
     """A blob of another kind is no package."""
     other = blob.encrypt(b"x", keyring=PublicKeyKeyring(halves / "alice.pub"))
     ceremony.package.write_bytes(other)
+    with pytest.raises(NotATapeError, match="no break-glass package"):
+        Package.read(ceremony.package)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seconds": "9" * 400},
+        {"seconds": "9" * 5000},
+        {"seconds": "-5"},
+        {"seconds": "604801"},
+        {"name": "vault\nglass"},
+        {"opens": "db-admin\x1b[2J,binance"},
+        {"custodian.1": "bob"},
+        {"custodian.2": ""},
+        {"purpose": "vault share"},
+    ],
+    ids=lambda change: str(change)[:30],
+)
+def test_what_a_package_cannot_say(
+    ceremony: Ceremony, halves: Path, change: dict[str, str]
+) -> None:
+    """What was made for custodians by another program, and would be shown to them, is no package."""
+    context = {"purpose": "break-glass", "name": "vault.glass", "opens": "", "seconds": "60"}
+    context |= {"custodian.1": "alice", "custodian.2": "bob"}
+    quorum = Quorum(2, [PublicKeyKeyring(halves / f"{name}.pub") for name in NAMES[:2]])
+    ceremony.package.write_bytes(blob.encrypt(b"x", keyring=quorum, encryption_context=context))
+    assert ("alice", "bob") == Package.read(ceremony.package).custodians
+    forged = blob.encrypt(b"x", keyring=quorum, encryption_context=context | change)
+    ceremony.package.write_bytes(forged)
     with pytest.raises(NotATapeError, match="no break-glass package"):
         Package.read(ceremony.package)
 

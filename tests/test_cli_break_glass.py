@@ -176,6 +176,8 @@ def test_drill(run: Run, package: Path, halves: Path) -> None:
         (["--", "true"], "for a command"),
         (["--env", "T=token"], "for a command"),
         (["--env", "T", "--", "true"], "NAME=SECRET"),
+        (["--env", "T=token", "--env", "T=token", "--", "true"], "T is given twice"),
+        (["--env", "T=token", "--file", "T=token", "--", "true"], "T is given twice"),
         (["--env", "T=none", "--", "true"], "there is no 'none' in the package; there is token"),
         (["--env", "T=token", "--", "no-such-program"], "no such command"),
     ],
@@ -335,6 +337,38 @@ def test_who_lacks_approvals_makes_nothing_due(
         assert code == run("open", *approved, *with_plan, "--", "true").code
     with Journal(tmp_path / "rotation.db") as journal:
         assert [] == journal.requests()
+
+
+@pytest.mark.parametrize(
+    ("event", "asked"), [("sqlite3.connect", []), ("subprocess.Popen", ["vault-admin"])]
+)
+def test_killed_on_the_way_to_the_command(
+    run: Run, halves: Path, tmp_path: Path, event: str, asked: list[str]
+) -> None:
+    """Killed before the rotation is asked for, nothing was handed out; killed before anything was, it is asked for."""
+    (tmp_path / "rotation.toml").write_text(PLAN)
+    path = tmp_path / "p.glass"
+    custodians = [each for name in NAMES for each in ("--custodian", f"{name}={halves / name}.pub")]
+    run("seal", path, "--threshold", 2, *custodians, "--text", "token=x", "--opens", "vault-admin")
+    request, approvals = ceremony(run, path, halves)
+    script = """if True:
+        import os, signal, sys
+        from tapeseal.cli import app
+
+        def kill(event, arguments):
+            if event == sys.argv[1]:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(kill)
+        app.run(["break-glass", "open", *sys.argv[2:]])
+    """
+    options = ["--plan", tmp_path / "rotation.toml", "--env", "T=token", "--", "sh", "-c", "echo"]
+    command = [sys.executable, "-c", script, event, path, request, *approvals, *options]
+    done = subprocess.run(list(map(str, command)), capture_output=True, timeout=60, check=False)
+    assert (-signal.SIGKILL, b"") == (done.returncode, done.stdout), done.stderr
+    with Journal(tmp_path / "rotation.db") as journal:
+        assert asked == [each.secret for each in journal.requests()]
+        assert [] == journal.requests(time.time())
 
 
 def test_what_it_opens_needs_a_plan(run: Run, halves: Path, tmp_path: Path) -> None:

@@ -977,6 +977,16 @@ def test_daemon_does_an_emergency_first(
     assert records["cache"].updated < verified
 
 
+def test_a_request_for_later(tmp_path: Path) -> None:
+    """A request is taken up at its time; one for a time that nobody could mean was left by a wrong clock."""
+    with Journal(tmp_path / "journal.db") as here:
+        later = here.ask(journal.EMERGENCY, "db", "opened", 1000.0)
+        assert [] == here.requests(999.0)
+        assert [later] == here.requests(1000.0) == here.requests()
+        by_wrong_clock = here.ask(journal.EMERGENCY, "cache", "opened", 1000.0 + 365 * 86400)
+        assert [later, by_wrong_clock] == here.requests(1000.0)
+
+
 def test_daemon_outlives_any_plan(
     make: Callable[..., World], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

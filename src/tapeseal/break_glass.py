@@ -58,6 +58,7 @@ DEFAULT_SECONDS: Final = 3600
 COLLECTING_SECONDS: Final = 3600
 """How long after a request its approvals can be collected."""
 
+_MAX_SECONDS: Final = 7 * 86400
 _MAX_FILE_SIZE: Final = 1 << 20
 _MAX_REASON: Final = 500
 _MAX_TRIES: Final = 10_000
@@ -111,6 +112,10 @@ class Package:
                 raise ValueError
             opens = tuple(filter(None, context["opens"].split(",")))
             name = context["name"]
+            if not all(map(_NAME.fullmatch, (name, *custodians, *opens))):
+                raise ValueError
+            if not (1 <= seconds <= _MAX_SECONDS and len(set(custodians)) == len(custodians)):
+                raise ValueError
         except (KeyError, ValueError, TypeError):
             raise NotATapeError(f"{path} is no break-glass package") from None
         drill = context["purpose"] == _DRILL_PURPOSE
@@ -251,7 +256,7 @@ def seal(
             raise ValueError(f"{each!r} is no name: letters, digits, '.', '_' and '-', at most 64")
     if not secrets:
         raise ValueError("there is nothing to seal")
-    if not 1 <= seconds <= 7 * 86400:
+    if not 1 <= seconds <= _MAX_SECONDS:
         raise ValueError("access is granted for a second to a week")
     quorum = check_quorum(custodians, threshold)
     context = {"name": name, "opens": ",".join(opens), "seconds": str(seconds)}

@@ -264,6 +264,8 @@ def open_(
 
     found = Package.read(package)
     variables, in_files = _pairs(env), _pairs(files)
+    for each in variables.keys() & in_files.keys():
+        raise click.UsageError(f"{each} is given twice")
     if found.drill:
         if command or variables or in_files:
             raise click.UsageError("a drill holds nothing, so it runs no command")
@@ -349,6 +351,8 @@ def _pairs(texts: Sequence[str]) -> dict[str, str]:
         name, equals, secret = text.partition("=")
         if not _VARIABLE.fullmatch(name) or not equals or not secret:
             raise click.UsageError(f"{text!r} is not NAME=SECRET")
+        if name in pairs:
+            raise click.UsageError(f"{name} is given twice")
         pairs[name] = secret
     return pairs
 
