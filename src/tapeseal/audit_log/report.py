@@ -546,9 +546,8 @@ def _moment(text: str) -> datetime:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    return os.open(
-        path, flags | os.O_NONBLOCK
-    )  # A pipe in a file's place is empty, and is not waited for.
+    # A pipe in a file's place is empty, and is not waited for.
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def read_lines(path: StrPath) -> Iterator[bytes]:
