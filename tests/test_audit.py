@@ -44,7 +44,13 @@ from tapeseal.audit_log.check import verify_log
 from tapeseal.audit_log.log import AuditLog, create_log, file_path, head_path
 from tapeseal.audit_log.report import parse_entry
 from tapeseal.audit_log.sinks import OpenTelemetrySink, SyslogSink
-from tapeseal.errors import AuditError, DamagedError, ForkError, KeyUnavailableError
+from tapeseal.errors import (
+    AuditError,
+    DamagedError,
+    ForkError,
+    KeyUnavailableError,
+    ServiceUnavailableError,
+)
 from tapeseal.keyrings.local import LocalKeyring, add_key, create_key_file
 
 if TYPE_CHECKING:
@@ -838,6 +844,41 @@ def test_killed_while_rolling(
     assert (when == "before the head") == os.path.exists(old)
 
 
+class Away:
+    """A keyring that needs a service for keys which another one wrapped, and the service is away for a while."""
+
+    def __init__(self, always: LocalKeyring, sometimes: LocalKeyring) -> None:
+        self.always, self.sometimes = always, sometimes
+        self.is_there = False
+
+    def unwrap(self, *arguments: Any) -> Any:
+        try:
+            return self.always.unwrap(*arguments)
+        except KeyUnavailableError:
+            if self.is_there:
+                return self.sometimes.unwrap(*arguments)
+            raise ServiceUnavailableError("it is away") from None
+
+
+def test_killed_while_rolling_and_the_old_key_is_away(
+    path: Path, keyring: LocalKeyring, other_keyring: LocalKeyring
+) -> None:
+    """A head that only the old key can tell from a forged one waits for the service that has it."""
+    make_log(path, keyring, 4)
+    head = Path(head_path(path)).read_bytes()
+    with AuditLog(path, keyring=keyring) as log:
+        log.roll(other_keyring)
+    Path(head_path(path)).write_bytes(head)
+    both = Away(other_keyring, keyring)
+    with recording(path, both):
+        with pytest.raises(AuditError, match="it is away"):
+            record(1)
+        both.is_there = True
+        record(1)
+    both.is_there = True
+    assert 4 + 3 == verified(path, both).entries
+
+
 def test_killed_between_entry_and_head_and_then_while_rolling(
     path: Path, keyring: LocalKeyring, key_file: str
 ) -> None:
@@ -909,6 +950,40 @@ def test_rolled_to_another_keyring(
     assert 8 == verified(path, both).entries
     with pytest.raises(KeyUnavailableError):
         verify_log(path, keyring=keyring)
+
+
+def test_rolled_to_another_keyring_while_it_is_recorded(
+    path: Path, keyring: LocalKeyring, other_keyring: LocalKeyring
+) -> None:
+    """Whoever rolls a log can make the new key while the process records that in the same log by another object."""
+    both = tapeseal.AnyOf([other_keyring, keyring])
+    create_log(path, keyring=keyring)
+    with recording(path, both), AuditLog(path, keyring=both) as other:
+        other.roll(other_keyring)
+    assert ["audit.open", "key.unwrap", "key.generate"] == [
+        each["action"] for each in entries(Path(file_path(path, 1)))
+    ]
+    verified(path, both)
+
+
+def test_rolled_to_a_key_that_comes_later(path: Path, tmp_path: Path) -> None:
+    """A writer that lacks the new file's key goes on once its key file has it."""
+    old, new = str(tmp_path / "old.key"), str(tmp_path / "new.key")
+    create_key_file(old)
+    shutil.copy2(old, new)
+    add_key(new)
+    create_log(path, keyring=LocalKeyring(old))
+    with recording(path, f"local:{old}") as log:
+        record(1)
+        audit.stop()
+        with AuditLog(path, keyring=f"local:{new}") as other:
+            other.roll(LocalKeyring(new))
+        audit.start(log)
+        with pytest.raises(AuditError):
+            record(1)
+        os.replace(new, old)
+        record(1)
+    assert 4 == verified(path, LocalKeyring(old)).entries
 
 
 def test_rolling_never_overwrites(path: Path, keyring: LocalKeyring) -> None:

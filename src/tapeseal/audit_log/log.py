@@ -33,9 +33,10 @@ from tapeseal.audit_log.chain import ChainKey, Head, LogHeader
 from tapeseal.audit_log.sinks import Sink, SinkThread, sink
 from tapeseal.closing import Closing
 from tapeseal.datakey import Keyring
-from tapeseal.errors import AuditError, ForkError, TapesealError
+from tapeseal.errors import AuditError, ForkError, ServiceUnavailableError, TapesealError
 from tapeseal.files import StrPath
 from tapeseal.keyrings import keyring as keyring_of
+from tapeseal.layout import Recipient
 
 logger = logging.getLogger("tapeseal.audit")
 
@@ -142,6 +143,7 @@ class _Item:
 
 
 _Facts = dict[str, str | int]
+_NewKey = tuple[ChainKey, list[Recipient]]
 
 
 class _Note(NamedTuple):
@@ -233,6 +235,8 @@ class AuditLog(Closing):
 
     def check(self) -> None:
         """Raise AuditError where entries cannot be written now; those that are waiting are tried first."""
+        if self._opener == threading.get_ident():
+            return  # It is the unwrapping of the log's own key, with the writer's lock.
         self._be_ready("the operation was not begun")
         if self._failure is not None:
             with self._writing():
@@ -628,7 +632,7 @@ class AuditLog(Closing):
 
     def _is_head_before(self, raw: bytes) -> bool:
         """Whether a head is an authentic one of the file before, which has another key."""
-        with contextlib.suppress(TapesealError, OSError):
+        try:
             fd = os.open(
                 file_path(self.path, self._header.file - 1),
                 os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK,
@@ -642,8 +646,11 @@ class AuditLog(Closing):
                 contextlib.closing(chain.unlock(header, self._make_keyring())) as key,
             ):
                 head = chain.check_head(raw, self._header.log_id, key)
-                return head is not None and head.file == header.file == self._header.file - 1
-        return False
+        except ServiceUnavailableError:
+            raise  # It can be told later.
+        except (TapesealError, OSError):
+            return False
+        return head is not None and head.file == header.file == self._header.file - 1
 
     def _scan(self, start: Head, size: int) -> list[_Note]:
         """Take the lines that stand behind a head which their writer did not get to update."""
@@ -727,23 +734,29 @@ class AuditLog(Closing):
         """
         self._be_ready("it was not rolled")
         with self._writing():
-            while True:
-                # Whatever a crash or somebody left behind is in the old file.
-                self._write([])
-                with self._locked():
-                    if not self._look():
-                        return self._roll(to)
-                    self._raw_head = b""
+            made: _NewKey | None = None
+            if to is not None:
+                # Not with the lock: it may take a service, or be recorded in this very log by the process's own object.
+                with self._as_opener():
+                    made = chain.new_key(to, self._header.log_id)
+            try:
+                while True:
+                    # Whatever a crash or somebody left behind is in the old file.
+                    self._write([])
+                    with self._locked():
+                        if not self._look():
+                            return self._roll(made)
+                        self._raw_head = b""
+            finally:
+                if made is not None and made[0] is not self._key:
+                    made[0].close()
 
-    def _roll(self, to: Keyring | None) -> str:
+    def _roll(self, made: _NewKey | None) -> str:
         """Begin the next file; with the lock. A crash leaves the old one or the new one under the log's name."""
         assert self._key is not None
         # Another writer may have died before it did: the end of the old file is what the head is known by.
         self._write_head(self._head)
-        key, recipients = self._key, self._header.recipients
-        if to is not None:
-            with self._as_opener():
-                key, recipients = chain.new_key(to, self._header.log_id)
+        key, recipients = made or (self._key, self._header.recipients)
         before = self._head
         header, line = chain.next_header(self._header, before, recipients).sealed(key)
         old = file_path(self.path, self._header.file)
