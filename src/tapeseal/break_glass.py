@@ -47,7 +47,7 @@ from tapeseal.files import StrPath, new_file, sync_directory, write_all
 from tapeseal.header import Header, check_mac
 from tapeseal.keyrings.public_key import PROVIDER, PublicKeyKeyring, create_key_pair
 from tapeseal.keyrings.quorum import Quorum
-from tapeseal.layout import Recipient
+from tapeseal.layout import Recipient, unique_members
 from tapeseal.secret import Secret
 
 __all__ = ["Opened", "Package", "Request", "approve", "open_package", "request", "seal"]
@@ -696,7 +696,7 @@ def _build(what: str, fields: Mapping[str, Any]) -> bytes:
 
 def _parse(text: bytes, what: str, members: set[str], path: StrPath) -> dict[str, Any]:
     try:
-        fields = json.loads(text, object_pairs_hook=_unique)
+        fields = json.loads(text, object_pairs_hook=unique_members)
     except (ValueError, RecursionError):
         fields = None
     if isinstance(fields, dict):
@@ -704,13 +704,6 @@ def _parse(text: bytes, what: str, members: set[str], path: StrPath) -> dict[str
         if form == f"tapeseal break-glass {what} v1" and fields.keys() == members:
             return fields
     raise DamagedError(f"{os.fspath(path)} is no break-glass {what}", 0)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise ValueError("a name stands twice")
-    return members
 
 
 def _write(path: StrPath, content: bytes, *, replace: bool) -> None:

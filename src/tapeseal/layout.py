@@ -376,14 +376,20 @@ def parse_header(copy: bytes, offset: int) -> HeaderCopy | None:
 # The two texts
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the members of an object, as json.loads() takes it for `object_pairs_hook`.
+
+    Raises:
+        ValueError: a name stands twice.
+    """
     members = dict(pairs)
     if len(members) != len(pairs):
         raise ValueError("a name stands twice")
     return members
 
 
-def _no_float(text: str) -> Any:
+def no_float(text: str) -> Any:
+    """Raise ValueError, as json.loads() takes it for `parse_float` and `parse_constant`."""
     raise ValueError("a number is not whole")
 
 
@@ -421,9 +427,9 @@ def _parse_json(text: bytes, what: str, offset: int) -> Any:
         _check_depth(text)
         value = json.loads(
             text.decode(),
-            object_pairs_hook=_unique,
-            parse_float=_no_float,
-            parse_constant=_no_float,
+            object_pairs_hook=unique_members,
+            parse_float=no_float,
+            parse_constant=no_float,
         )
         _check_parsed(value)
     except (ValueError, RecursionError) as error:

@@ -324,15 +324,8 @@ def check_head(text: bytes, log_id: bytes, key: ChainKey) -> Head | None:
 
 def parse_object(line: bytes) -> Mapping[str, Any] | None:
     """Return the JSON object of a line; None where it is none, or names a member twice."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            raise ValueError("a name stands twice")
-        return found
-
     try:
-        value = json.loads(line, object_pairs_hook=unique)
+        value = json.loads(line, object_pairs_hook=layout.unique_members)
     except (ValueError, RecursionError):  # UnicodeDecodeError among them
         return None
     return value if isinstance(value, dict) else None

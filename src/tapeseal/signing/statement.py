@@ -429,9 +429,9 @@ def _parse(text: bytes) -> Statement:
     try:
         document = json.loads(
             text.decode(),
-            object_pairs_hook=_unique,
-            parse_float=_no_float,
-            parse_constant=_no_float,
+            object_pairs_hook=layout.unique_members,
+            parse_float=layout.no_float,
+            parse_constant=layout.no_float,
         )
         members = _object(document, "type", "version", "created", "signer", "tapes")
         if members["type"] != _TYPE or _number(members["version"]) != _VERSION:
@@ -502,17 +502,6 @@ def _number(value: Any) -> int:
     if type(value) is not int or not 0 <= value < _MAX_SIZE:
         raise ValueError("a number is none")
     return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise ValueError("a name stands twice")
-    return members
-
-
-def _no_float(text: str) -> Any:
-    raise ValueError("a number is not whole")
 
 
 # Checking
