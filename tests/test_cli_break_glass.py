@@ -1,6 +1,7 @@
 """`tapeseal break-glass` and `tapeseal vault init`: the ceremony by commands, and what is rotated after it."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -336,7 +337,7 @@ def test_who_lacks_approvals_makes_nothing_due(
     for approved, code in ((opened_with[:4], 3), (opened_with, 1)):
         assert code == run("open", *approved, *with_plan, "--", "true").code
     with Journal(tmp_path / "rotation.db") as journal:
-        assert [] == journal.requests()
+        assert [] == journal.requests(math.inf)
 
 
 @pytest.mark.parametrize(
@@ -367,7 +368,7 @@ def test_killed_on_the_way_to_the_command(
     done = subprocess.run(list(map(str, command)), capture_output=True, timeout=60, check=False)
     assert (-signal.SIGKILL, b"") == (done.returncode, done.stdout), done.stderr
     with Journal(tmp_path / "rotation.db") as journal:
-        assert asked == [each.secret for each in journal.requests()]
+        assert asked == [each.secret for each in journal.requests(math.inf)]
         assert [] == journal.requests(time.time())
 
 

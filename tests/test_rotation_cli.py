@@ -414,7 +414,7 @@ def test_daemon(daemon: Callable[[], "subprocess.Popen[str]"], run: Run, tmp_pat
     assert process.stderr is not None
     assert CANARY not in process.stderr.read()
     with Journal(plan.state) as journal:
-        assert [] == journal.requests()
+        assert [] == journal.requests(time.time())
 
 
 @pytest.mark.server

@@ -57,8 +57,9 @@ def check_tapes(
                 yield _check(path, records, keyring, seen)
         except FileNotFoundError:
             continue  # Whether something should be there the log says.
+    roots = [(os.path.abspath(name), os.path.realpath(name)) for name in given]
     for tape_id, record in records.items():
-        if tape_id not in seen and any(_is_meant(record.path, name) for name in given):
+        if tape_id not in seen and _is_meant(record.path, roots):
             yield TapeCheck(
                 record.path,
                 tape_id.hex(),
@@ -67,17 +68,18 @@ def check_tapes(
             )
 
 
-def _is_meant(path: str, name: str) -> bool:
-    """Whether a tape that stood there is one that a name stands for, as it is written or where links lead now."""
+def _is_meant(path: str, roots: Iterable[tuple[str, str]]) -> bool:
+    """Whether one of the names stands for a tape that stood there: as they are written, or where links lead now."""
     if "\0" in path:
         return False  # No file has such a name.
-    for by in (os.path.abspath, os.path.realpath):
-        tape, root = by(path), by(name)
-        if tape == root or tape.startswith(f"{root.rstrip(os.sep)}{os.sep}"):
-            return True
-        if _fits(tape.split(os.sep), root.split(os.sep)):
-            return True
-    return False
+    tapes = os.path.abspath(path), os.path.realpath(path)
+    return any(
+        tape == root
+        or tape.startswith(f"{root.rstrip(os.sep)}{os.sep}")
+        or _fits(tape.split(os.sep), root.split(os.sep))
+        for pair in roots
+        for tape, root in zip(tapes, pair, strict=True)
+    )
 
 
 def _fits(path: Sequence[str], pattern: Sequence[str]) -> bool:

@@ -319,10 +319,10 @@ def open_(
         code = child.run(environment, opened.seconds_left)
         if opened.seconds_left == 0:
             failures.say("the time granted was over, so the command was ended", "break-glass")
-    if plan is not None and planned is not None and found.opens:
+    if planned is not None and found.opens:
         failures.say(f"rotating {', '.join(found.opens)}", "break-glass")
         asked = _ask(planned, found.opens, reason, 0.0, instead_of=asked)
-        rotated = _rotate(plan, asked, reason)
+        rotated = _rotate(planned.path, asked, reason)
         return code or rotated
     return code
 

@@ -398,14 +398,13 @@ class Journal(Closing):
             )
             return Request(int(made.lastrowid or 0), action, secret, reason)
 
-    def requests(self, now: float | None = None) -> list[Request]:
-        """Return the requests, the oldest first; of a time, those that are to be taken up by then."""
+    def requests(self, now: float) -> list[Request]:
+        """Return the requests that are to be taken up by now, the oldest first."""
         rows = self._read(
-            "SELECT id, action, secret, reason FROM requests"
-            # What is for so much later was left by a clock that has been put right since.
-            " WHERE ?1 IS NULL OR at <= ?1 OR at > ?1 + ?2 ORDER BY id",
+            "SELECT id, action, secret, reason FROM requests WHERE at <= ? OR at > ? ORDER BY id",
             now,
-            _LONGEST_WAIT,
+            # What is for so much later was left by a clock that has been put right since.
+            now + _LONGEST_WAIT,
         )
         return [Request(*row) for row in rows]
 
