@@ -34,18 +34,21 @@ cdef extern from "openssl/kdf.h" nogil:
     void EVP_KDF_CTX_free(EVP_KDF_CTX *ctx)
     int EVP_KDF_derive(EVP_KDF_CTX *ctx, unsigned char *key, size_t keylen, const OSSL_PARAM *params)
 
-cdef extern from "openssl/hmac.h" nogil:
-    unsigned char *HMAC(const EVP_MD *evp_md, const void *key, int key_len, const unsigned char *data,
-                        size_t data_len, unsigned char *md, unsigned int *md_len)
-
 cdef extern from "openssl/evp.h" nogil:
-    ctypedef struct EVP_MD:
-        pass
     ctypedef struct EVP_CIPHER:
         pass
     ctypedef struct EVP_CIPHER_CTX:
         pass
-    const EVP_MD *EVP_sha256()
+    ctypedef struct EVP_MAC:
+        pass
+    ctypedef struct EVP_MAC_CTX:
+        pass
+    EVP_MAC *EVP_MAC_fetch(void *libctx, const char *algorithm, const char *properties)
+    EVP_MAC_CTX *EVP_MAC_CTX_new(EVP_MAC *mac)
+    void EVP_MAC_CTX_free(EVP_MAC_CTX *ctx)
+    int EVP_MAC_init(EVP_MAC_CTX *ctx, const unsigned char *key, size_t keylen, const OSSL_PARAM *params)
+    int EVP_MAC_update(EVP_MAC_CTX *ctx, const unsigned char *data, size_t datalen)
+    int EVP_MAC_final(EVP_MAC_CTX *ctx, unsigned char *out, size_t *outl, size_t outsize)
     EVP_CIPHER *EVP_CIPHER_fetch(void *libctx, const char *algorithm, const char *properties)
     EVP_CIPHER_CTX *EVP_CIPHER_CTX_new()
     void EVP_CIPHER_CTX_free(EVP_CIPHER_CTX *ctx)

@@ -12,6 +12,8 @@ import pickle
 import re
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import cryptography_vectors
@@ -23,7 +25,7 @@ from hypothesis import strategies as st
 
 from support import SHARED, child
 from tapeseal import _core
-from tapeseal._core import AESGCM, SecretBuffer
+from tapeseal._core import AESGCM, HMAC, SecretBuffer
 from tapeseal.datakey import DataKey
 from tapeseal.errors import InvalidTag
 
@@ -185,9 +187,45 @@ def test_wycheproof_hkdf_sha512() -> None:
 def test_wycheproof_hmac_sha256() -> None:
     """HMAC-SHA-256 gives the valid vectors' tags and none of the others'."""
     for group, v in wycheproof("hmac_sha256"):
-        mac = _core.hmac_sha256(secret(bytes.fromhex(v["key"])), bytes.fromhex(v["msg"]))
+        mac = HMAC(secret(bytes.fromhex(v["key"]))).digest(bytes.fromhex(v["msg"]))
         same = mac[: group["tagSize"] // 8] == bytes.fromhex(v["tag"])
         assert (v["result"] == "valid") == same
+
+
+@given(
+    st.binary(min_size=1, max_size=200),
+    st.lists(st.one_of(st.binary(max_size=300), st.integers(0, 5000).map(bytes)), max_size=8),
+)
+def test_hmac_of_many_messages(key: bytes, messages: list[bytes]) -> None:
+    """One key gives each of its messages the MAC that hmac gives it, whatever came before."""
+    mac = HMAC(secret(key))
+    assert [mac.digest(each) for each in messages] == [
+        hmac.digest(key, each, "sha256") for each in messages
+    ]
+
+
+def test_hmac_from_threads() -> None:
+    """Threads that share a key do not get into each other's messages."""
+    mac = HMAC(secret(KEY))
+
+    def work(start: int) -> bool:
+        texts = [b"%d" % number * (number % 97) for number in range(start, start + 2000)]
+        return all(mac.digest(each) == hmac.digest(KEY, each, "sha256") for each in texts)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(0, 8000, 2000)))
+
+
+def test_a_closed_hmac() -> None:
+    """A closed key computes nothing; closing it again does nothing, and closing its secret is no matter."""
+    buffer = secret(KEY)
+    mac = HMAC(buffer)
+    buffer.close()
+    assert mac.digest(b"x") == hmac.digest(KEY, b"x", "sha256")
+    mac.close()
+    mac.close()
+    with pytest.raises(ValueError, match="the key is closed"):
+        mac.digest(b"x")
 
 
 @given(st.binary(min_size=1, max_size=80), st.binary(max_size=200), st.integers(1, 700))
@@ -873,7 +911,13 @@ def test_writable_secret() -> None:
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: secret(KEY), lambda: AESGCM(secret(KEY)), lambda: DataKey(secret(KEY))]
+    "make",
+    [
+        lambda: secret(KEY),
+        lambda: AESGCM(secret(KEY)),
+        lambda: HMAC(secret(KEY)),
+        lambda: DataKey(secret(KEY)),
+    ],
 )
 def test_no_copies_of_keys(make: Any) -> None:
     """A key is not copied, pickled, shown, compared, subclassed or given attributes."""
@@ -887,17 +931,17 @@ def test_no_copies_of_keys(make: Any) -> None:
     with pytest.raises(TypeError):
         held < make()  # noqa: B015
     for text in (repr(held), str(held), f"{held}"):
-        assert "Secret" in text or "AESGCM" in text or "DataKey" in text
+        assert any(name in text for name in ("Secret", "AESGCM", "HMAC", "DataKey"))
         assert KEY.hex() not in text
         assert repr(KEY)[2:-1] not in text
 
 
-@pytest.mark.parametrize("base", [SecretBuffer, AESGCM])
+@pytest.mark.parametrize("base", [SecretBuffer, AESGCM, HMAC])
 def test_key_classes_are_final(base: type) -> None:
     """No subclass sees the inside, and no attribute is added."""
     with pytest.raises(TypeError):
         type("Sub", (base,), {})
-    held = secret(KEY) if base is SecretBuffer else AESGCM(secret(KEY))
+    held = secret(KEY) if base is SecretBuffer else base(secret(KEY))
     with pytest.raises(AttributeError):
         held.note = 1
 
@@ -925,7 +969,7 @@ def test_closed_secrets_make_nothing() -> None:
     for use in (
         AESGCM,
         lambda b: _core.hkdf_expand(b, b"", 32),
-        lambda b: _core.hmac_sha256(b, b""),
+        HMAC,
         lambda b: SecretBuffer.from_hex(b, 0, 2),
         SecretBuffer.to_hex,
         lambda b: SecretBuffer.from_base64(b, 0, 4),
@@ -942,7 +986,7 @@ def test_helpers_take_secrets_alone() -> None:
         with pytest.raises(TypeError):
             _core.hkdf_expand(wrong, b"", 32)
         with pytest.raises(TypeError):
-            _core.hmac_sha256(wrong, b"")
+            HMAC(wrong)
     for wrong, error in (
         (None, TypeError),
         ("text", TypeError),
@@ -951,10 +995,28 @@ def test_helpers_take_secrets_alone() -> None:
         with pytest.raises(error):
             _core.hkdf_expand(secret(KEY), wrong, 32)
         with pytest.raises(error):
-            _core.hmac_sha256(secret(KEY), wrong)
+            HMAC(secret(KEY)).digest(wrong)
     for size in (0, -1, 255 * 64 + 1):
         with pytest.raises(ValueError, match="16320"):
             _core.hkdf_expand(secret(KEY), b"", size)
+
+
+def test_file_state(tmp_path: Path) -> None:
+    """It says of files what os.lstat() does, of links too, and raises what that raises."""
+    (tmp_path / "grüße").write_bytes(bytes(12345))
+    (tmp_path / "link").symlink_to("grüße")
+    for name in ("grüße", "link", "."):
+        status = os.lstat(tmp_path / name)
+        state = _core.file_state(os.fsencode(tmp_path / name))
+        assert state == (status.st_dev, status.st_ino, status.st_size)
+    with pytest.raises(FileNotFoundError) as missing:
+        _core.file_state(os.fsencode(tmp_path / "nothing"))
+    assert missing.value.filename == str(tmp_path / "nothing")
+    with pytest.raises(NotADirectoryError):
+        _core.file_state(os.fsencode(tmp_path / "grüße" / "x"))
+    for wrong in (None, str(tmp_path)):
+        with pytest.raises(TypeError):
+            _core.file_state(wrong)
 
 
 def test_memory_is_given_back() -> None:
@@ -969,6 +1031,7 @@ def test_memory_is_given_back() -> None:
     before = locked()
     for _ in range(1000):
         AESGCM(secret(KEY)).decrypt_secret(NONCE, REFERENCE(KEY).encrypt(NONCE, KEY, b""))
+        HMAC(secret(KEY)).digest(KEY)
     assert locked() - before <= 16
 
 
@@ -1005,7 +1068,7 @@ def test_failed_constructors_leave_nothing_to_free() -> None:
     done = child(
         """
         import gc
-        from tapeseal._core import AESGCM, SecretBuffer
+        from tapeseal._core import AESGCM, HMAC, SecretBuffer
         secret = SecretBuffer(16)
         closed = SecretBuffer(32)
         closed.close()
@@ -1015,6 +1078,7 @@ def test_failed_constructors_leave_nothing_to_free() -> None:
             lambda: SecretBuffer.random(0), lambda: SecretBuffer.take(bytearray()), lambda: SecretBuffer.read(-1, 5),
             lambda: AESGCM(), lambda: AESGCM(None), lambda: AESGCM(secret), lambda: AESGCM(closed),
             lambda: AESGCM(SecretBuffer(32), -1), lambda: AESGCM(SecretBuffer(32), 1), lambda: AESGCM.__new__(AESGCM),
+            lambda: HMAC(), lambda: HMAC(None), lambda: HMAC(closed), lambda: HMAC.__new__(HMAC),
         ):
             try:
                 make()
@@ -1038,7 +1102,7 @@ FORK = """
     import tapeseal
     from support import ticks
     from tapeseal import _core
-    from tapeseal._core import AESGCM, SecretBuffer
+    from tapeseal._core import AESGCM, HMAC, SecretBuffer
     from tapeseal.datakey import DataKey
 
     warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 and later warn of forks with threads.
@@ -1050,6 +1114,7 @@ FORK = """
     held.__enter__()
     view = memoryview(held)
     key = AESGCM(secret)
+    mac = HMAC(secret)
     data_key = DataKey.generate()
     sealed = key.encrypt(bytes(12), bytes(32))
     frame = bytearray(56)
@@ -1082,7 +1147,8 @@ FORK = """
         "SecretBuffer.to_base64": lambda: secret.to_base64(),
         "SecretBuffer.from_base64": lambda: SecretBuffer.from_base64(secret, 0, 4),
         "hkdf_expand": lambda: _core.hkdf_expand(secret, b"", 32),
-        "hmac_sha256": lambda: _core.hmac_sha256(secret, b""),
+        "HMAC": lambda: HMAC(secret),
+        "HMAC.digest": lambda: mac.digest(b""),
         "AESGCM": lambda: AESGCM(secret),
         "AESGCM.encrypt": lambda: key.encrypt(bytes(12), b"x"),
         "AESGCM.decrypt": lambda: key.decrypt(bytes(12), sealed),

@@ -51,7 +51,7 @@ class DataKey(Closing):
         """Return the 32-byte MAC of a header (FORMAT 3)."""
         key = self._expand("header", tape_id, 32)
         try:
-            return _core.hmac_sha256(key, signed)
+            return _core.HMAC(key).digest(signed)
         finally:
             key.close()
 

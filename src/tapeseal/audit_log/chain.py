@@ -1,10 +1,12 @@
 """The lines of an audit log, what chains them, and the head beside it (docs/audit.md, section Format)."""
 
+import contextlib
 import hmac
 import json
 import re
 import socket
 import time
+from binascii import hexlify
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -28,12 +30,13 @@ TAIL_SIZE: Final = len(_MAC) + 2 * MAC_SIZE + len(_END)
 _HEX = re.compile(rb"[0-9a-f]{64}")
 _SEQUENCE = re.compile(rb'\{"sequence":(0|[1-9][0-9]{0,18}),')
 _TITLE = "audit log"
-_HEAD = b"tapeseal-audit-head v1 log=%s file=%010d sequence=%020d size=%020d mac=%s head-mac=%s\n"
+_HEAD = b"tapeseal-audit-head v1 log=%b file=%010d sequence=%020d size=%020d mac=%b head-mac="
 _HEAD_PATTERN = re.compile(
     rb"(tapeseal-audit-head v1 log=([0-9a-f]{32}) file=([0-9]{10}) sequence=([0-9]{20})"
     rb" size=([0-9]{20}) mac=([0-9a-f]{64}) head-mac=)([0-9a-f]{64})\n"
 )
-HEAD_SIZE: Final = len(_HEAD % (b"0" * 32, 0, 0, 0, b"0" * 64, b"0" * 64))
+_HEAD_END: Final = 2 * MAC_SIZE + 1  # its MAC and the newline
+HEAD_SIZE: Final = len(_HEAD % (b"0" * 32, 0, 0, 0, b"0" * 64)) + _HEAD_END
 
 
 class ChainKey:
@@ -46,28 +49,30 @@ class ChainKey:
 
     def __init__(self, data_key: DataKey, log_id: bytes) -> None:
         with data_key:
-            self._key = _core.hkdf_expand(data_key.secret, b"tapeseal/v1 audit\0" + log_id, 32)
+            key = _core.hkdf_expand(data_key.secret, b"tapeseal/v1 audit\0" + log_id, 32)
+        with contextlib.closing(key):
+            self._hmac = _core.HMAC(key)
 
     def header(self, body: bytes) -> bytes:
         """Return the MAC of a header."""
-        return _core.hmac_sha256(self._key, b"header\0" + body)
+        return self._hmac.digest(b"header\0" + body)
 
     def entry(self, previous: bytes, body: bytes) -> bytes:
         """Return the MAC of an entry after the line whose MAC is given."""
-        return _core.hmac_sha256(self._key, b"entry\0" + previous + body)
+        return self._hmac.digest(b"entry\0" + previous + body)
 
     def head(self, text: bytes) -> bytes:
         """Return the MAC of a head."""
-        return _core.hmac_sha256(self._key, b"head\0" + text)
+        return self._hmac.digest(b"head\0" + text)
 
     def close(self) -> None:
         """Wipe the key."""
-        self._key.close()
+        self._hmac.close()
 
 
 def build_line(body: bytes, mac: bytes) -> bytes:
     """Return the line of a body, with its newline."""
-    return b"%b%b%b%b\n" % (body, _MAC, mac.hex().encode(), _END)
+    return b"%b%b%b%b\n" % (body, _MAC, hexlify(mac), _END)
 
 
 def split_line(line: bytes) -> tuple[bytes, bytes] | None:
@@ -285,16 +290,8 @@ class Head(NamedTuple):
 
 def build_head(log_id: bytes, head: Head, key: ChainKey) -> bytes:
     """Return the bytes of the file beside the log."""
-    text = _HEAD % (
-        log_id.hex().encode(),
-        head.file,
-        head.sequence,
-        head.size,
-        head.mac.hex().encode(),
-        b"",
-    )
-    text = text[:-1]
-    return text + key.head(text).hex().encode() + b"\n"
+    text = _HEAD % (hexlify(log_id), head.file, head.sequence, head.size, hexlify(head.mac))
+    return b"%b%b\n" % (text, hexlify(key.head(text)))
 
 
 def parse_head(text: bytes) -> tuple[bytes, Head] | None:
@@ -310,13 +307,10 @@ def parse_head(text: bytes) -> tuple[bytes, Head] | None:
 def check_head(text: bytes, log_id: bytes, key: ChainKey) -> Head | None:
     """Return what a log's head says; None where it is not an authentic one of this log."""
     parsed = parse_head(text)
-    if (
-        parsed is None
-        or parsed[0] != log_id
-        or not hmac.compare_digest(build_head(log_id, parsed[1], key), text)
-    ):
+    if parsed is None or parsed[0] != log_id:
         return None
-    return parsed[1]
+    mac = hexlify(key.head(text[:-_HEAD_END]))
+    return parsed[1] if hmac.compare_digest(mac, text[-_HEAD_END:-1]) else None
 
 
 # Reading without a key

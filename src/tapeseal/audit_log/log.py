@@ -5,6 +5,7 @@ import collections
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import logging
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tapeseal import files
-from tapeseal._core import process_epoch
+from tapeseal._core import file_state, process_epoch
 from tapeseal.audit import active, operation, stop
 from tapeseal.audit_log import chain
 from tapeseal.audit_log.anchors import AnchorSchedule, LogAnchor
@@ -49,7 +50,7 @@ MAX_UNWRITTEN = 10_000
 _MAX_TEXT = 1024
 # Characters of all details; those of one entry that are more are dropped, and it says so.
 _MAX_DETAILS = 16384
-_FIRST_PAUSE, _LONGEST_PAUSE = 20e-6, 2e-3
+_FIRST_PAUSE, _LONGEST_PAUSE = 20e-6, 10e-3
 _COMPACT = json.JSONEncoder(separators=(",", ":"))
 
 
@@ -142,6 +143,24 @@ class _Item:
         self.error: Exception | None = None
 
 
+class _Writing:
+    """Makes a thread the one that writes; it waits not for ever, for the key may come from a slow service."""
+
+    __slots__ = ("_lock", "_path")
+
+    def __init__(self, lock: threading.Lock, path: str) -> None:
+        self._lock, self._path = lock, path
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(timeout=2 * LOCK_SECONDS):
+            raise AuditError(
+                f"another thread has held the audit log {self._path} for {2 * LOCK_SECONDS:g} seconds"
+            )
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
+
+
 _Facts = dict[str, str | int]
 _NewKey = tuple[ChainKey, list[Recipient]]
 
@@ -194,6 +213,9 @@ class AuditLog(Closing):
         anchors: AnchorSchedule | None = None,
     ) -> None:
         self.path = os.path.abspath(path)
+        self._head_path = head_path(self.path)
+        # As file_state() takes them.
+        self._raw_path, self._raw_head_path = os.fsencode(self.path), os.fsencode(self._head_path)
         self.strict = strict
         self.identity = identity
         self.sync_seconds = sync_seconds
@@ -216,10 +238,11 @@ class AuditLog(Closing):
         self._queue: collections.deque[_Item] = collections.deque()
         self._unwritten: collections.deque[_Item] = collections.deque()
         self._writer = threading.Lock()
+        self._writing = _Writing(self._writer, self.path)
         self._opener = 0
         self._key: ChainKey | None = None
         self._fd = self._head_fd = -1
-        self._inode = (0, 0)
+        self._inode = self._head_inode = (0, 0)
         self._raw_head = b""
         self._head = Head(0, 0, 0, b"")
         self._dirty = threading.Event()
@@ -239,7 +262,7 @@ class AuditLog(Closing):
             return  # It is the unwrapping of the log's own key, with the writer's lock.
         self._be_ready("the operation was not begun")
         if self._failure is not None:
-            with self._writing():
+            with self._writing:
                 self._write_queue()
                 failure = self._failure
             if failure is not None and self.strict:
@@ -260,7 +283,7 @@ class AuditLog(Closing):
         item = _Item(self._text(entry))
         self._queue.append(item)
         # Whoever comes first writes what all have queued; a batch is one write.
-        with self._writing():
+        with self._writing:
             if not item.done:
                 self._write_queue()
         if item.error is not None and self.strict:
@@ -305,18 +328,6 @@ class AuditLog(Closing):
             str(thread.sink): (thread.failures, thread.dropped) for thread in self._sink_threads
         }
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Be the one thread that writes; not for ever, for the key may come from a service that another waits for."""
-        if not self._writer.acquire(timeout=2 * LOCK_SECONDS):
-            raise AuditError(
-                f"another thread has held the audit log {self.path} for {2 * LOCK_SECONDS:g} seconds"
-            )
-        try:
-            yield
-        finally:
-            self._writer.release()
-
     # Opening
 
     @property
@@ -356,8 +367,7 @@ class AuditLog(Closing):
         if header.roll_seconds is not None:
             created = time.strptime(header.created, "%Y-%m-%dT%H:%M:%SZ")
             self._period = calendar.timegm(created) // header.roll_seconds
-        status = os.fstat(fd)
-        self._inode = (status.st_dev, status.st_ino)
+        self._inode = _inode(os.fstat(fd))
         self._raw_head = b""
 
     def _give_up_file(self) -> None:
@@ -377,7 +387,7 @@ class AuditLog(Closing):
             return
         if self._closed:
             raise AuditError(f"the audit log {self.path} is closed; {what}")
-        with self._writing():
+        with self._writing:
             if self._is_open:
                 return
             if not isinstance(self._keyring, str | Sequence):
@@ -403,15 +413,15 @@ class AuditLog(Closing):
 
     def _text(self, entry: operation) -> bytes:
         text = (
-            f',"time":"{_time_text()}",{self._who},"action":{quoted(_cut(entry.action))}'
-            f',"subject":{quoted(_cut(entry.subject))}'
+            f',"time":"{_time_text()}",{self._who},"action":{_quoted(entry.action)}'
+            f',"subject":{_quoted(entry.subject)}'
         )
         if entry.version is not None:
             text += f',"version":{_value(entry.version)}'
-        text += f',"result":{quoted(_cut(str(entry.result)))},"seconds":{entry.seconds:.6f}'
+        text += f',"result":{_quoted(str(entry.result))},"seconds":{entry.seconds:.6f}'
         if entry.details:
             details = ",".join(
-                f"{quoted(_cut(name))}:{_value(value)}" for name, value in entry.details.items()
+                f"{_quoted(name)}:{_value(value)}" for name, value in entry.details.items()
             )
             if len(details) > _MAX_DETAILS:
                 details = f'"dropped":{len(entry.details)}'
@@ -448,7 +458,8 @@ class AuditLog(Closing):
         if self._keeper is None and (self.sync_seconds or self._anchors is not None):
             self._keeper = threading.Thread(target=self._keep, name="tapeseal audit", daemon=True)
             self._keeper.start()
-        self._dirty.set()
+        if not self._dirty.is_set():
+            self._dirty.set()
 
     def _keep_waiting(self, items: Sequence[_Item], error: Exception | None) -> None:
         """Keep the items that were not written for the next time."""
@@ -471,7 +482,8 @@ class AuditLog(Closing):
 
     def _write(self, items: Sequence[_Item]) -> list[bytes]:
         """Append the lines of items, and before them what was found amiss; all or none of them."""
-        with self._locked():
+        try:
+            self._lock()
             notes = self._look()
             # What was found amiss is said in the file that it is in.
             if not notes and not self._lacks_newline and self._is_roll_due():
@@ -480,43 +492,48 @@ class AuditLog(Closing):
                 except (OSError, AuditError) as error:
                     # Better a file that is too large than no entry.
                     self._warn(f"it goes on in its present file: {error}")
-            texts = [self._note_text(note) for note in notes]
-            if self.lost and items:
-                texts.append(self._note_text(_Note("audit.lost", {"entries": self.lost})))
-            texts += [item.text for item in items]
-            if not texts and not self._lacks_newline:
-                return []
-            key = self._key
-            assert key is not None
-            sequence, mac = self._head.sequence, self._head.mac
-            lines = []
-            for text in texts:
-                sequence += 1
-                body = b'{"sequence":%d%b' % (sequence, text)
-                mac = key.entry(mac, body)
-                lines.append(chain.build_line(body, mac))
-            data = b"".join(lines)
-            if self._lacks_newline:
-                data = b"\n" + data
-            size = os.fstat(self._fd).st_size
+            return self._add(notes, items)
+        finally:
+            self._unlock()
+
+    def _add(self, notes: Sequence[_Note], items: Sequence[_Item]) -> list[bytes]:
+        """Append the lines to the file as it was seen, and make the head say so; with the lock."""
+        texts = [self._note_text(note) for note in notes]
+        if self.lost and items:
+            texts.append(self._note_text(_Note("audit.lost", {"entries": self.lost})))
+        texts += [item.text for item in items]
+        if not texts and not self._lacks_newline:
+            return []
+        key = self._key
+        assert key is not None
+        file, sequence, size, mac = self._head
+        lines = []
+        for text in texts:
+            sequence += 1
+            body = b'{"sequence":%d%b' % (sequence, text)
+            mac = key.entry(mac, body)
+            lines.append(chain.build_line(body, mac))
+        data = b"".join(lines)
+        if self._lacks_newline:
+            data = b"\n" + data
+        try:
+            files.write_all(self._fd, data)
+        except OSError:
+            # Our own bytes alone: the lock is ours.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, size)
+            raise
+        for item in items:
+            item.done, item.error = True, None
+        self._lacks_newline = False
+        self._write_head(Head(file, sequence, size + len(data), mac))
+        if self.sync_seconds == 0:
             try:
-                files.write_all(self._fd, data)
-            except OSError:
-                # Our own bytes alone: the lock is ours.
-                with contextlib.suppress(OSError):
-                    os.ftruncate(self._fd, size)
+                os.fdatasync(self._fd)
+            except OSError as error:
+                for item in items:
+                    item.error = error
                 raise
-            for item in items:
-                item.done, item.error = True, None
-            self._lacks_newline = False
-            self._write_head(Head(self._header.file, sequence, size + len(data), mac))
-            if self.sync_seconds == 0:
-                try:
-                    os.fdatasync(self._fd)
-                except OSError as error:
-                    for item in items:
-                        item.error = error
-                    raise
         if items:
             self.lost = 0
         return lines
@@ -528,26 +545,31 @@ class AuditLog(Closing):
         # A page is written as a whole or not at all, whenever the process is killed.
         files.pwrite_all(self._head_fd, raw, 0)
 
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Hold the head's lock, which all who write the log wait for."""
+    def _lock(self) -> None:
+        """Take the head's lock, which all who write the log wait for.
+
+        An interrupt can come when it is there already: _unlock() follows also where this raises.
+        """
         while True:
             if self._head_fd < 0:
                 self._open_head()
-            # The taking too: an interrupt can come when the lock is there.
+            take_lock(self._head_fd, fcntl.LOCK_EX, self.path)
             try:
-                take_lock(self._head_fd, fcntl.LOCK_EX, self.path)
-                if files.has_name(self._head_fd, head_path(self.path)):
-                    yield
+                if file_state(self._raw_head_path)[:2] == self._head_inode:
                     return
-            finally:
-                fcntl.flock(self._head_fd, fcntl.LOCK_UN)
+            except FileNotFoundError:
+                pass
+            self._unlock()
             os.close(self._head_fd)
             self._head_fd = -1
 
+    def _unlock(self) -> None:
+        if self._head_fd >= 0:
+            fcntl.flock(self._head_fd, fcntl.LOCK_UN)
+
     def _open_head(self) -> None:
         """Open the head; where somebody took it away, an empty one, which _look() then finds."""
-        name = head_path(self.path)
+        name = self._head_path
         mode = stat.S_IMODE(os.fstat(self._fd).st_mode)
         try:
             fd = os.open(
@@ -558,7 +580,7 @@ class AuditLog(Closing):
                 raise
             raise AuditError(f"the head {name} of the audit log is a symbolic link") from None
         try:
-            _check_status(fd, name)
+            self._head_inode = _inode(_check_status(fd, name))
         except BaseException:
             os.close(fd)
             raise
@@ -571,20 +593,14 @@ class AuditLog(Closing):
         """See what others have added since the last entry of ours, and return what is amiss; with the lock."""
         raw = os.pread(self._head_fd, chain.HEAD_SIZE + 1, 0)
         try:
-            status = os.stat(self.path, follow_symlinks=False)
+            state = file_state(self._raw_path)
         except FileNotFoundError:
             _mend_roll(self.path, raw)
-            status = os.stat(self.path, follow_symlinks=False)
-        inode = (status.st_dev, status.st_ino)
-        if (
-            raw == self._raw_head
-            and inode == self._inode
-            and status.st_size == self._head.size
-            and raw
-        ):
+            state = file_state(self._raw_path)
+        if raw == self._raw_head and raw and state == (*self._inode, self._head.size):
             return []
         known = self._head
-        notes = self._look_again(raw, status)
+        notes = self._look_again(raw, state[:2], state[2])
         if self._head.sequence < known.sequence:
             # Log and head were put back together; what this process saw is gone.
             found: _Facts = {
@@ -596,13 +612,14 @@ class AuditLog(Closing):
             return [_Note("audit.cut", found), *notes]
         return notes
 
-    def _look_again(self, raw: bytes, status: os.stat_result) -> list[_Note]:
+    def _look_again(self, raw: bytes, inode: tuple[int, int], size: int) -> list[_Note]:
         """Look at head and file anew, and take what stands there."""
-        if (status.st_dev, status.st_ino) != self._inode:
+        if inode != self._inode:
             self._take_next_file()
-        self._lacks_newline = os.pread(self._fd, 1, max(0, status.st_size - 1)) != b"\n"
+            size = os.fstat(self._fd).st_size
         assert self._key is not None
-        header, size = self._header, os.fstat(self._fd).st_size
+        header = self._header
+        self._lacks_newline = os.pread(self._fd, 1, max(0, size - 1)) != b"\n"
         start = Head(header.file, header.sequence, header.size, header.mac)
         head = chain.check_head(raw, header.log_id, self._key)
         if head is not None and head.file == header.file:
@@ -733,7 +750,7 @@ class AuditLog(Closing):
             KeyUnavailableError: the keyring could not make a key.
         """
         self._be_ready("it was not rolled")
-        with self._writing():
+        with self._writing:
             made: _NewKey | None = None
             if to is not None:
                 # Not with the lock: it may take a service, or be recorded in this very log by the process's own object.
@@ -743,10 +760,13 @@ class AuditLog(Closing):
                 while True:
                     # Whatever a crash or somebody left behind is in the old file.
                     self._write([])
-                    with self._locked():
+                    try:
+                        self._lock()
                         if not self._look():
                             return self._roll(made)
                         self._raw_head = b""
+                    finally:
+                        self._unlock()
             finally:
                 if made is not None and made[0] is not self._key:
                     made[0].close()
@@ -837,7 +857,7 @@ class AuditLog(Closing):
     def anchor(self) -> LogAnchor:
         """Return how far the log has come, to be signed and kept elsewhere."""
         self._be_ready("no anchor was made")
-        with self._writing():
+        with self._writing:
             # Whatever a crash or somebody left behind is in the log first.
             self._write([])
             return LogAnchor(
@@ -934,7 +954,7 @@ def digest_of(fd: int, start: int, stop: int) -> str:
     return digest.hexdigest()
 
 
-def _check_status(fd: int, path: str) -> None:
+def _check_status(fd: int, path: str) -> os.stat_result:
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
         raise AuditError(f"{path} is not a regular file, as an audit log is")
@@ -944,6 +964,11 @@ def _check_status(fd: int, path: str) -> None:
         raise AuditError(
             f"{path} is open to everybody (mode {stat.S_IMODE(status.st_mode):04o}); run: chmod o-rwx {path}"
         )
+    return status
+
+
+def _inode(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 # Who
@@ -1003,11 +1028,17 @@ def _cut(text: str) -> str:
     return text if len(text) <= most else f"{text[:most]}… (+{len(text) - most})"
 
 
+# The same few stand in most entries.
+@functools.lru_cache(256)
+def _quoted(text: str) -> str:
+    return quoted(_cut(text))
+
+
 def _value(value: object) -> str:
     if value is None:
         return "null"
     if isinstance(value, str):
-        return quoted(_cut(value))
+        return _quoted(value)
     if isinstance(value, int):
         return str(int(value))
     return quoted(f"<{type(value).__name__}>")  # Whatever it is, it was not looked at.
