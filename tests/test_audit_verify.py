@@ -791,7 +791,9 @@ def test_anchors_by_transit(
 
 
 @pytest.mark.server
-@pytest.mark.parametrize("spec", ["ECC_NIST_P256", "ECC_NIST_P384", "RSA_2048"])
+@pytest.mark.parametrize(
+    "spec", ["ECC_NIST_P256", pytest.param("ECC_NIST_P384", marks=pytest.mark.slow), "RSA_2048"]
+)
 def test_anchors_by_kms(
     path: Path, keyring: LocalKeyring, kms: "KmsServer", monkeypatch: pytest.MonkeyPatch, spec: str
 ) -> None:

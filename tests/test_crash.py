@@ -358,7 +358,10 @@ def interrupt(act: Callable[[], object], at: int) -> str | None:
     return where
 
 
-@pytest.mark.parametrize("sealed", [False, True], ids=["open", "sealed"])
+@pytest.mark.parametrize(
+    "sealed",
+    [pytest.param(False, id="open"), pytest.param(True, id="sealed", marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize(
     "action", ["append", "flush", pytest.param("close", marks=pytest.mark.slow)]
 )

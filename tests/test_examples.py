@@ -34,6 +34,7 @@ def run(program: str, *arguments: object) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_recorded_feed_reads_back_into_pandas(key_file: str, tmp_path: Path) -> None:
     """What the recorder wrote is sealed, its anchors hold, and pandas sees all of it."""
     pytest.importorskip("pandas")

@@ -207,13 +207,14 @@ def keys_of(directory: Path, wrapping: Wrapping) -> dict[str, bytes]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
         "local",
-        pytest.param("aws_kms", marks=[pytest.mark.server, pytest.mark.slow]),
-        pytest.param("vault_derived", marks=[pytest.mark.server, pytest.mark.slow]),
-        pytest.param("vault_plain", marks=[pytest.mark.server, pytest.mark.slow]),
+        pytest.param("aws_kms", marks=pytest.mark.server),
+        pytest.param("vault_derived", marks=pytest.mark.server),
+        pytest.param("vault_plain", marks=pytest.mark.server),
     ],
 )
 def test_a_recorder(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:

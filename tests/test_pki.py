@@ -328,11 +328,12 @@ WRITTEN = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "program",
     [
         pytest.param(MADE_HERE, id="here"),
-        pytest.param(MADE_BY_VAULT, id="by Vault", marks=pytest.mark.slow),
+        pytest.param(MADE_BY_VAULT, id="by Vault"),
     ],
 )
 def test_keys_leave_nothing_behind(tmp_path: Path, server: Server, program: str) -> None:

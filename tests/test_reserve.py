@@ -203,6 +203,7 @@ def together(do: Callable[[int], Any], count: int = THREADS) -> list[Any]:
 # Sharing
 
 
+@pytest.mark.slow
 def test_a_thousand_tapes_cost_few_calls(
     tmp_path: Path, service: Service, make: Any, keyring: Any
 ) -> None:

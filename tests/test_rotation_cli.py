@@ -419,7 +419,11 @@ def test_daemon(daemon: Callable[[], "subprocess.Popen[str]"], run: Run, tmp_pat
 
 @pytest.mark.server
 @pytest.mark.parametrize(
-    ("sign", "code", "step"), [(signal.SIGTERM, 0, "store"), (signal.SIGKILL, -9, "generate")]
+    ("sign", "code", "step"),
+    [
+        (signal.SIGTERM, 0, "store"),
+        pytest.param(signal.SIGKILL, -9, "generate", marks=pytest.mark.slow),
+    ],
 )
 def test_daemon_that_is_ended(
     daemon: Callable[[], "subprocess.Popen[str]"],

@@ -281,7 +281,7 @@ def test_bad_public_keys(users: Ssh, line: str) -> None:
         users.sign(ROLE, line, principals=[USER])
 
 
-@pytest.mark.parametrize("kind", ["rsa", "ecdsa"])
+@pytest.mark.parametrize("kind", [pytest.param("rsa", marks=pytest.mark.slow), "ecdsa"])
 def test_other_kinds_of_keys(tmp_path: Path, hosts: Ssh, kind: str) -> None:
     """The keys that sshd makes for a host can be signed, whatever their kind."""
     keygen("-q", "-t", kind, "-N", "", "-f", tmp_path / f"ssh_host_{kind}_key")

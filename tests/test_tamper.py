@@ -259,7 +259,11 @@ KINDS = ["sealed", "open"]
 # What takes seconds for each kind.
 KINDS_SLOWLY = ["sealed", pytest.param("open", marks=pytest.mark.slow)]
 # Of another tape the sealed one differs by its end alone.
-SOURCES = ["other", "fork", "sealed_fork", pytest.param("other_sealed", marks=pytest.mark.slow)]
+SOURCES = [
+    "other",
+    "sealed_fork",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("fork", "other_sealed")),
+]
 
 
 def test_the_tapes_are_what_the_tests_need(tapes: Tapes, judge: Judge) -> None:
@@ -322,6 +326,7 @@ def used_bits(state: State) -> int:
     return 8 * (96 + sum(int.from_bytes(state.data[at : at + 4], "little") for at in (40, 44)))
 
 
+@pytest.mark.slow
 def test_bits_of_the_header_copies(judge: Judge, tapes: Tapes) -> None:
     """Many bits of both copies, those of the fixed part all."""
     used = used_bits(tapes.sealed)
@@ -624,7 +629,8 @@ def test_a_retracted_frame_put_back(place: Path, keyring: Any) -> None:
             assert outcome == ("open" if at == len(before) else "damaged")
 
 
-@pytest.mark.parametrize("kind", KINDS_SLOWLY)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sealed", "open"])
 def test_trailers_anywhere(judge: Judge, tapes: Tapes, kind: str) -> None:
     """A trailer in mid-file, twice, or made up with any offset is damage; none of it is cut off unasked."""
     state = getattr(tapes, kind)

@@ -93,6 +93,7 @@ def log_in(server: Server) -> Callable[[str], hvac.Client]:
 
 
 @pytest.mark.server
+@pytest.mark.slow
 def test_set_up_can_be_run_again(server: Server, written: Path) -> None:
     """A second run of the script changes nothing and fails at nothing; keys keep their versions."""
     before = server.admin.adapter.get("/v1/transit/keys/prod-tapes")["data"]["keys"]

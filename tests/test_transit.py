@@ -666,6 +666,7 @@ stage("closed")
     not _core.KEY_SCHEDULES_PROTECTED,
     reason="the system's libcrypto, or a sanitizer, has its own memory",
 )
+@pytest.mark.slow
 def test_where_plaintexts_stand(bao, engine):
     """What is decrypted and encrypted, in batches too, stands in locked pages alone, and nowhere once it is closed."""
     plaintexts = {f"{number}": os.urandom(32) for number in range(5)}
