@@ -116,6 +116,9 @@ def test_versions(store: KeyValue, path: str) -> None:
         assert "other" not in found
         with pytest.raises(SecretNotFoundError, match="no member 'other'; it has key"):
             found["other"]
+    for number in (0, -1):
+        with pytest.raises(ValueError, match="count from 1"):
+            store.read(path, number)
 
 
 def test_missing_deleted_destroyed(store: KeyValue, path: str) -> None:

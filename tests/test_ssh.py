@@ -35,6 +35,7 @@ from tapeseal.vault.ssh import (
     known_hosts_line,
     parse_certificate,
     sign_host_keys,
+    sshd_lines,
     user_role,
     write_certificate,
     write_key_pair,
@@ -272,6 +273,32 @@ def test_part_of_a_second(tmp_path: Path, hosts: Ssh) -> None:
         hosts, make_identity(tmp_path), "recorders", host=True, principals=[HOST], seconds=0.5
     )
     assert signed.valid_before - signed.valid_after < datetime.timedelta(hours=1)
+
+
+def test_lines_of_sshd_config(tmp_path: Path) -> None:
+    """sshd reads each name as it is, also one with blanks; what its file cannot hold is refused."""
+    folder = tmp_path / "it's a # folder"
+    folder.mkdir()
+    make_key(folder / "key")
+    lines = sshd_lines(
+        [folder / "key-cert.pub"],
+        trusted_user_ca_keys=folder / "ca keys",
+        revoked_keys=tmp_path / "revoked",
+    )
+    config = tmp_path / "sshd_config"
+    config.write_text(f'HostKey "{folder}/key"\n{lines}')
+    done = subprocess.run(
+        [program("sshd"), "-T", "-f", config], capture_output=True, text=True, check=True
+    )
+    for line in (
+        f"hostcertificate {folder}/key-cert.pub",
+        f"trustedusercakeys {folder}/ca keys",
+        f"revokedkeys {tmp_path}/revoked",
+    ):
+        assert line in done.stdout.splitlines()
+    for name in ('a"b', "a\\b", "a\nPermitRootLogin yes", "a\0"):
+        with pytest.raises(ValueError, match="rename the file"):
+            sshd_lines([name])
 
 
 @pytest.mark.parametrize("line", ["", "x", "ssh-ed25519 AAAA", "sk-ssh-ed25519@openssh.com AAAA"])

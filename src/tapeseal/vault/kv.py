@@ -168,7 +168,10 @@ class KeyValue:
         Raises:
             SecretDeletedError: this version was deleted or destroyed.
             SecretNotFoundError: there is no such secret or version.
+            ValueError: a version below 1, which Vault would take for the newest.
         """
+        if version is not None and version < 1:
+            raise ValueError(f"versions of a secret count from 1: there is no {version}")
         name = self._name(path)
         with audit.operation("kv.read", name) as entry:
             found: SecretVersion | SecretNotFoundError
@@ -331,7 +334,7 @@ class KeyValue:
         with unseen, contextlib.ExitStack() as stack:
             found = stack.enter_context(self.read(path, cas + 1))
             # A patch leaves others as they were. A version that has these and more is not ours.
-            before = stack.enter_context(self.read(path, cas)) if patch else {}
+            before = stack.enter_context(self.read(path, cas)) if patch and cas else {}
             wanted: dict[str, Secret | str | None] = {**before, **members}
             if all(_same(found.get(each), wanted.get(each)) for each in {*found, *wanted}):
                 return cas + 1

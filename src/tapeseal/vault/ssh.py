@@ -548,13 +548,24 @@ def sshd_lines(
     trusted_user_ca_keys: StrPath | None = None,
     revoked_keys: StrPath | None = None,
 ) -> str:
-    """Return lines of sshd_config: which certificates the host shows, which CA of users it trusts, what is revoked."""
-    lines = [f"HostCertificate {path}" for path in certificates]
+    """Return lines of sshd_config: which certificates the host shows, which CA of users it trusts, what is revoked.
+
+    Raises:
+        ValueError: sshd_config cannot have such a name: with a quotation mark, a backslash or a control character.
+    """
+    settings = [("HostCertificate", path) for path in certificates]
     if trusted_user_ca_keys is not None:
-        lines.append(f"TrustedUserCAKeys {trusted_user_ca_keys}")
+        settings.append(("TrustedUserCAKeys", trusted_user_ca_keys))
     if revoked_keys is not None:
-        lines.append(f"RevokedKeys {revoked_keys}")
-    return "".join(f"{line}\n" for line in lines)
+        settings.append(("RevokedKeys", revoked_keys))
+    return "".join(f"{name} {_sshd_argument(path)}\n" for name, path in settings)
+
+
+def _sshd_argument(path: StrPath) -> str:
+    text = os.fspath(path)
+    if not text.isprintable() or set(text) & set('"\\'):
+        raise ValueError(f"sshd_config cannot have the name {text!r}: rename the file")
+    return f'"{text}"' if set(text) & set(" #'") else text
 
 
 def known_hosts_line(ca_public_key: str, patterns: Sequence[str]) -> str:
