@@ -326,6 +326,27 @@ def test_only_a_file_of_its_own(path: Path, keyring: LocalKeyring, which: str, o
     assert which == "fifo" or before == target.read_bytes()
 
 
+@pytest.mark.parametrize("of", ["log", "head"])
+def test_a_link_under_a_running_writer(path: Path, keyring: LocalKeyring, of: str) -> None:
+    """A writer that finds a link in the place of its own file writes nothing, though it leads to that very file."""
+    target = path if of == "log" else Path(head_path(path))
+    aside = target.with_name("aside")
+    create_log(path, keyring=keyring)
+    with recording(path, keyring):
+        record(3)
+        target.rename(aside)
+        target.symlink_to(aside)
+        before = target.read_bytes()
+        with pytest.raises(AuditError, match="symbolic link"):
+            record(1)
+        assert before == target.read_bytes()
+        target.unlink()
+        aside.rename(target)
+        record(1)
+    found = verify_log(path, keyring=keyring)
+    assert (True, []) == (found.ok, list(found.problems))
+
+
 def test_another_keyring(path: Path, keyring: LocalKeyring, other_keyring: LocalKeyring) -> None:
     """Who cannot unwrap the log's key cannot write it."""
     create_log(path, keyring=keyring)
