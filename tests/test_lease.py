@@ -714,7 +714,8 @@ def test_client_over_a_revoked_token(
         time.sleep(1)
     assert [] == client.problems
     assert 3 <= client.refused <= 6
-    assert 4 == len(client.users)
+    # One for each token; and one more where a look comes in between, for which token it was made under is not known.
+    assert 4 <= len(client.users) <= 7
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ The fixtures of conftest.py start each kind once a session: `bao`, `bao_tls` and
 
 import base64
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -39,16 +40,17 @@ def program() -> str:
 
 
 def free_ports(count: int) -> int:
-    """Return the first of some ports in a row on which nothing listens."""
+    """Return the first of some ports in a row on which nothing listens.
+
+    Below those that connections take for their own end: one of them would be in the way of a server that starts again.
+    """
     while True:
+        port = 10_000 + secrets.randbelow(20_000)
         with ExitStack() as sockets:
-            first = sockets.enter_context(socket.socket())
-            first.bind(("127.0.0.1", 0))
-            port = first.getsockname()[1]
             try:
-                for number in range(port + 1, port + count):
+                for number in range(port, port + count):
                     sockets.enter_context(socket.socket()).bind(("127.0.0.1", number))
-            except (OSError, OverflowError):
+            except OSError:
                 continue
             return port
 
