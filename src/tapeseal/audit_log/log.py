@@ -887,7 +887,7 @@ def take_lock(fd: int, kind: int, path: str) -> None:
                 f"another process has held the audit log {path} for {LOCK_SECONDS:g} seconds"
             )
         time.sleep(pause * random.uniform(0.5, 1.0))
-        pause = min(2 * pause, _LONGEST_PAUSE)
+        pause = min(8 * pause, _LONGEST_PAUSE)
 
 
 def _refused(path: str, error: Exception, what: str) -> AuditError:
