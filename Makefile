@@ -99,6 +99,7 @@ dist: setup ## build the sdist, from it the wheel, and test that wheel without t
 	@echo "Repairing the wheel" && if [ "$$(uname)" = Linux ]; then \
 	  PATH="$(CURDIR)/$(bin):$$PATH" auditwheel repair --wheel-dir dist build/dist/*.whl; else mv build/dist/*.whl dist/; fi
 	@echo "Testing it in a clean environment" && work=$$(mktemp -d) && trap 'rm -rf "$$work"' EXIT && \
+	  chmod 755 "$$work" && \
 	  $(PYTHON) -m venv "$$work/venv" && "$$work/venv/bin/python" -m pip -qq install --upgrade pip && \
 	  "$$work/venv/bin/python" -m pip -qq install "$$(echo $(CURDIR)/dist/*.whl)[cli]" --group test && \
 	  tar xzf dist/*.tar.gz -C "$$work" && cd "$$work"/tapeseal-* && rm -rf src _core setup.py && \

@@ -314,19 +314,21 @@ def test_threads_and_recorders_never_exceed_a_keys_limits(
     keys = make(ready=4, **limit)
     each = 12_000
 
+    def patiently(do: Callable[[], Any]) -> Any:
+        while True:
+            try:
+                return do()
+            except ReserveExhaustedError:
+                time.sleep(0.001)  # New keys come as fast as this machine makes them.
+
     def record(number: int) -> None:
-        with recorder(tmp_path / f"{number}.tape", keys) as tapes:
+        with patiently(lambda: recorder(tmp_path / f"{number}.tape", keys)) as tapes:
             start, stop = number * each, (number + 1) * each
             for first, size in zip(itertools.count(), itertools.cycle((1, 30, 256, 700))):
                 if start == stop:
                     return
                 records = ticks(start, min(stop, start + size))
-                while True:
-                    try:
-                        tapes.append(records)
-                        break
-                    except ReserveExhaustedError:
-                        time.sleep(0.001)  # New keys come as fast as this machine makes them.
+                patiently(lambda records=records: tapes.append(records))
                 start = min(stop, start + size)
                 if first % 7 == 0:
                     tapes.flush()

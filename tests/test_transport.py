@@ -43,6 +43,7 @@ from botocore.credentials import Credentials  # noqa: E402
 
 from tapeseal.transport.aws import protect_boto3  # noqa: E402
 from tapeseal.transport.vault import SecretAdapter, SecretSender  # noqa: E402
+from tapeseal.vault.connection import diagnose  # noqa: E402
 
 if TYPE_CHECKING:
     from servers.bao import SingleServer
@@ -575,6 +576,24 @@ def test_untrusted_certificates(service: Service, tmp_path: Path) -> None:
     with pytest.raises(requests.exceptions.SSLError, match="certificate verify failed") as error:
         data_key(vault_client(service.url, other))
     assert isinstance(error.value.args[0].__cause__, ssl.SSLCertVerificationError)
+    assert service.requests == []
+
+
+@pytest.mark.parametrize("content", [None, "no certificate"])
+def test_a_bundle_that_cannot_be_read(
+    service: Service, tmp_path: Path, content: str | None
+) -> None:
+    """It is named, and known that nothing was sent, so that nothing counts as done perhaps."""
+    bundle = tmp_path / "ca.pem"
+    if content is not None:
+        bundle.write_text(content)
+    with pytest.raises(requests.exceptions.SSLError) as error:
+        data_key(vault_client(service.url, str(bundle)))
+    failure = diagnose(error.value)
+    assert failure is not None
+    assert failure.reason.startswith("was not asked: a certificate's file cannot be used: ")
+    assert content is not None or str(bundle) in failure.reason
+    assert (True, True) == (failure.harmless, failure.hopeless)
     assert service.requests == []
 
 

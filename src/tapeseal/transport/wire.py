@@ -65,6 +65,13 @@ class WireError(Exception):
         self.kind = kind
 
 
+class TlsFileError(WireError):
+    """A file of certificates or of a key, which a connection needs, cannot be used: nothing was sent."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__("tls", problem)
+
+
 class _TooLongError(WireError):
     def __init__(self, most: int) -> None:
         super().__init__("answer", f"the answer is longer than {most} bytes")
@@ -118,14 +125,14 @@ def tls_context(verify: str | bool, certificate: tuple[str, str | None] | None) 
         certificate: the files of the client's certificate and key.
 
     Raises:
-        WireError: a file cannot be used.
+        TlsFileError: a file cannot be used.
     """
     paths = [path for path in (verify, *(certificate or ())) if isinstance(path, str)]
     try:
         stamps = tuple((os.stat(path).st_mtime_ns, os.stat(path).st_ino) for path in paths)
         return _cached_context(verify, certificate, stamps)
     except OSError as error:
-        raise WireError("tls", f"a certificate's file cannot be used: {error}") from None
+        raise TlsFileError(f"a certificate's file cannot be used: {error}") from None
 
 
 @functools.lru_cache(maxsize=16)

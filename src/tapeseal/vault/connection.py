@@ -20,7 +20,7 @@ from requests.utils import select_proxy
 from tapeseal.transport import PlainExchange, current
 from tapeseal.transport.foreign_text import plain
 from tapeseal.transport.vault import SecretAdapter, SecretSender
-from tapeseal.transport.wire import Route, WireError
+from tapeseal.transport.wire import Route, TlsFileError, WireError
 
 CONNECT_SECONDS: Final = 1.0
 _LEAST_SECONDS = 0.05
@@ -229,6 +229,8 @@ def diagnose(error: VaultError | requests.RequestException) -> Failure | None:
         if isinstance(cause, ssl.SSLCertVerificationError):
             problem = cause.verify_message or "not valid"
             return Failure(f"has a certificate that is not trusted: {problem}", hopeless=True)
+        if isinstance(cause, TlsFileError):
+            return Failure(f"was not asked: {cause}", hopeless=True)
     if isinstance(error, requests.exceptions.SSLError):
         reason = next((c.reason for c in causes if isinstance(c, ssl.SSLError) and c.reason), "TLS")
         return Failure(f"does not agree on TLS: {reason}", harmless=False)
