@@ -91,6 +91,7 @@ bench-quick: setup $(venv)/bench bench-libraries ## run each benchmark briefly: 
 	@$(python) -m pytest benchmarks --benchmark-min-rounds=1 --benchmark-max-time=0.05 --benchmark-warmup=off \
 	  --benchmark-json=build/benchmarks.json $(ARGS)
 
+# The environment is readable to all: some tests become another user.
 dist: setup ## build the sdist, from it the wheel, and test that wheel without the source
 	@rm -rf dist build/dist && mkdir -p dist build
 	@echo "Building the sdist, and the wheel from it" && $(linked) && \

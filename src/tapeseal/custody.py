@@ -124,8 +124,6 @@ def initialise(
     for path in (*files.values(), root, folder / "root.glass.drill"):
         if os.path.lexists(path):
             raise FileExistsError(17, "the file exists", str(path))
-    for name, keyring in custodians.items():
-        blob.encrypt(name.encode(), keyring=keyring)
     with (
         contextlib.ExitStack() as last,
         audit.operation("vault.init", session.addresses[0], custodians=",".join(custodians)),

@@ -213,9 +213,9 @@ class AuditLog(Closing):
         anchors: AnchorSchedule | None = None,
     ) -> None:
         self.path = os.path.abspath(path)
-        self._head_path = head_path(self.path)
         # As file_state() takes them.
-        self._raw_path, self._raw_head_path = os.fsencode(self.path), os.fsencode(self._head_path)
+        self._raw_path = os.fsencode(self.path)
+        self._raw_head_path = os.fsencode(head_path(self.path))
         self.strict = strict
         self.identity = identity
         self.sync_seconds = sync_seconds
@@ -569,7 +569,7 @@ class AuditLog(Closing):
 
     def _open_head(self) -> None:
         """Open the head; where somebody took it away, an empty one, which _look() then finds."""
-        name = self._head_path
+        name = head_path(self.path)
         mode = stat.S_IMODE(os.fstat(self._fd).st_mode)
         try:
             fd = os.open(
