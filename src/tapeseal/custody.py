@@ -27,7 +27,7 @@ from tapeseal.errors import (
     ServiceUnavailableError,
     VaultRefusedError,
 )
-from tapeseal.files import StrPath, has_name, sync_directory
+from tapeseal.files import StrPath, has_name, pwrite_all, sync_directory
 from tapeseal.secret import Secret
 from tapeseal.vault.connection import said_by
 from tapeseal.vault.session import VaultSession
@@ -216,7 +216,7 @@ def _room(folder: Path, size: int) -> Iterator[None]:
 def _write_share(fd: int, share: Secret, keyring: Keyring, context: Mapping[str, str]) -> None:
     with share.buffer as buffer:
         sealed = blob.encrypt(buffer, keyring=keyring, encryption_context=context)
-    os.pwrite(fd, sealed, 0)
+    pwrite_all(fd, sealed, 0)
     os.ftruncate(fd, len(sealed))
     os.fsync(fd)
 
